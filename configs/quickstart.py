@@ -1,0 +1,16 @@
+"""The quickstart: PatchCore on generated images, no download, about a minute on two cores.
+
+python -m jaxad.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from jaxad.config import default
+
+
+def get_config(variant: str = ""):
+    config = default("patchcore")
+    config.data.dataset = "demo"
+    config.data.category = "all"
+    config.data.image_size = 128
+    config.data.holdout = 0.1
+    config.backbone.weights = "random"  # asked for by name: enough for the demo, not for real images
+    return config

@@ -1,0 +1,239 @@
+"""The demo data set, drawn with NumPy: a woven cloth (texture) and a steel washer (object), 128 x 128 pixels.
+
+Every image is a function of (seed, category, split, defect, number): no file, no download. Normal images differ in
+position, angle, lighting, colour cast, weave or brushing, and sensor noise. Defects are drawn into the scene before
+lighting and noise (a thread removed, a bite taken out of the rim, a crack that walks outwards, rust that eats the gloss);
+they are not patches pasted or blended from other images, which is how several methods make their training anomalies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxad.data.listing import NORMAL, Listing, Sample
+
+SIZE = 128
+DEFECTS = {
+    "weave": ("broken_thread", "hole", "misweave", "stain"),
+    "washer": ("chip", "crack", "rust", "scratch"),
+}
+CATEGORIES = tuple(DEFECTS)
+N_TRAIN, N_TEST_GOOD, N_PER_DEFECT = 48, 20, 10
+
+
+def listing(category: str) -> Listing:
+    """The images of `category`, in MVTec AD's layout."""
+    train = [Sample(f"{category}/train/{NORMAL}/{i:03d}.png") for i in range(N_TRAIN)]
+    test = [Sample(f"{category}/test/{NORMAL}/{i:03d}.png") for i in range(N_TEST_GOOD)]
+    for defect in DEFECTS[category]:
+        for i in range(N_PER_DEFECT):
+            mask = f"{category}/ground_truth/{defect}/{i:03d}_mask.png"
+            test.append(Sample(f"{category}/test/{defect}/{i:03d}.png", defect, mask))
+    return Listing(Path(), category, {"train": tuple(train), "test": tuple(sorted(test))})
+
+
+def render(path: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Image u8[128, 128, 3] and mask bool[128, 128] of a path of `listing`.
+
+    >>> image, mask = render("washer/test/chip/003.png")
+    >>> image.shape, bool(mask.any())
+    ((128, 128, 3), True)
+    """
+    category, split, defect, name = path.split("/")
+    kinds = (NORMAL, *DEFECTS[category])
+    number = int(name.partition(".")[0])
+    rng = np.random.default_rng([seed, CATEGORIES.index(category), split == "test", kinds.index(defect), number])
+    colour, mask = {"weave": _weave, "washer": _washer}[category](rng, defect)
+    return _photograph(rng, colour), mask
+
+
+def write(folder: str | Path, category: str, seed: int = 0) -> None:
+    """Writes `category` as PNG files below `folder`, as a data set that `data.dataset=folder` reads."""
+    for samples in listing(category).splits.values():
+        for sample in samples:
+            image, mask = render(sample.path, seed)
+            for path, array in ((sample.path, image), (sample.mask, mask)):
+                if path is not None:
+                    target = Path(folder) / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(array if array.ndim == 3 else array.astype(np.uint8) * np.uint8(255)).save(target)
+
+
+def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
+    """Plain weave of beige warp and blue-grey weft, 9 pixels per thread. Colour f32[h, w, 3] in [0, 1], mask."""
+    pitch = 9.0
+    x, y = _grid()
+    angle = np.deg2rad(rng.uniform(-2.5, 2.5))
+    u = x * np.cos(angle) + y * np.sin(angle) + 1.3 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
+    v = -x * np.sin(angle) + y * np.cos(angle) + 1.3 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
+    mask = np.zeros(x.shape, bool)
+    warp, weft = np.floor(u / pitch).astype(int), np.floor(v / pitch).astype(int)
+    order = (warp + weft) % 2
+    if defect == "misweave":  # the shuttle skipped: over and under are as in a twill there
+        inside = _blob(rng, 11, 17)
+        order = np.where(inside, (warp + 2 * weft) // 2 % 2, order)
+        mask |= inside
+    over_warp = order == 0
+    warp_colour = np.array([0.74, 0.68, 0.56]) * (1 + 0.05 * _per_thread(rng, warp))[..., None]
+    weft_colour = np.array([0.46, 0.52, 0.60]) * (1 + 0.05 * _per_thread(rng, weft))[..., None]
+    across_warp, across_weft = (2 * np.mod(c / pitch, 1) - 1 for c in (u, v))  # -1 .. 1 over a thread
+    fibre = 1 + 0.06 * _stripes(rng, u + v)
+    warp_shade = (0.55 + 0.45 * np.sqrt(1 - 0.9 * across_warp**2)) * (1 - 0.25 * across_weft**2) * fibre
+    weft_shade = (0.55 + 0.45 * np.sqrt(1 - 0.9 * across_weft**2)) * (1 - 0.25 * across_warp**2) * fibre
+    colour = np.where(over_warp[..., None], warp_colour * warp_shade[..., None], weft_colour * weft_shade[..., None])
+    if defect == "broken_thread":  # a stretch of one weft thread is gone: the gap shows the backing
+        row = weft[int(rng.integers(30, SIZE - 30)), SIZE // 2]
+        left, length = rng.uniform(15, 60), rng.uniform(26, 48)
+        gone = (weft == row) & (x > left) & (x < left + length)
+        backing = np.array([0.20, 0.19, 0.18]) + 0.25 * (warp_colour * warp_shade[..., None])
+        colour = np.where(gone[..., None], backing, colour)
+        mask |= gone
+    elif defect == "hole":
+        radius = rng.uniform(5.5, 9.0)
+        distance = _irregular_distance(rng, radius, wobble=0.22)
+        hole, rim = distance < 0, (distance >= 0) & (distance < 2.2)
+        colour = np.where(hole[..., None], 0.07 + 0.02 * _smooth(rng, 24)[..., None], colour)
+        colour = np.where(rim[..., None], colour * 0.7 + 0.22, colour)  # frayed fibres catch the light
+        mask |= hole | rim
+    elif defect == "stain":
+        depth = np.clip(-_irregular_distance(rng, rng.uniform(9, 15), wobble=0.25) / 4.0, 0, 1)
+        tint = np.array([0.52, 0.42, 0.26]) if rng.random() < 0.5 else np.array([0.42, 0.45, 0.50])
+        colour = colour * (1 - 0.75 * depth[..., None] * (1 - tint))
+        mask |= depth > 0.2
+    return colour, mask
+
+
+def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
+    """Turned steel ring on a dark felt mat. Colour f32[h, w, 3] in [0, 1], mask."""
+    x, y = _grid()
+    centre = SIZE / 2 + rng.uniform(-4, 4, 2)
+    dx, dy = x - centre[0], y - centre[1]
+    radius, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
+    outer, inner = 50 + rng.uniform(-0.8, 0.8), 21 + rng.uniform(-0.5, 0.5)
+    mask = np.zeros(x.shape, bool)
+    edge = np.minimum(outer - radius, radius - inner)  # > 0 on the steel, pixels from the nearer edge
+    if defect == "chip":  # a bite out of the rim
+        where = rng.uniform(0, 2 * np.pi)
+        rim = outer + rng.uniform(0.5, 2.5)
+        bite = _irregular_distance(rng, rng.uniform(5.5, 9.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)]))
+        mask |= (bite < 0) & (edge > 0)
+        edge = np.minimum(edge, bite)
+    ring = np.clip(edge + 0.5, 0, 1)
+    lamp = rng.uniform(-0.5, 0.5)
+    gloss = 0.5 + 0.5 * np.cos(2 * (angle - lamp))  # turned steel: two bright fans that follow the lamp
+    turning = _stripes(rng, radius * 1.0)
+    steel = 0.50 + 0.22 * gloss**2 + 0.035 * turning + 0.02 * _smooth(rng, 10)
+    bevel = np.clip(1 - np.maximum(edge, 0) / 3.5, 0, 1)
+    steel = steel * (1 - 0.35 * bevel) + 0.30 * bevel * (0.5 + 0.5 * np.cos(angle + 2.2))
+    colour = steel[..., None] * np.array([0.97, 1.0, 1.03])
+    if defect == "rust":
+        distance = _irregular_distance(rng, rng.uniform(6, 10), 0.35, _on_ring(rng, centre, inner + 8, outer - 8))
+        depth = np.clip(-distance / 3.0, 0, 1) * np.clip(0.75 + 0.6 * _smooth(rng, 32), 0, 1)
+        brown = np.array([0.44, 0.27, 0.16]) * (1 + 0.25 * _smooth(rng, 40))[..., None]
+        colour = colour * (1 - depth[..., None]) + brown * depth[..., None]
+        mask |= (distance < 0) & (edge > 0)
+    elif defect == "scratch":
+        start = _on_ring(rng, centre, inner + 9, outer - 9)
+        heading, length = rng.uniform(0, np.pi), rng.uniform(16, 30)
+        bend = rng.uniform(-0.012, 0.012)
+        steps = np.arange(0, length, 0.5) - length / 2
+        heading_at = heading + bend * steps
+        line = start + np.cumsum(np.stack([np.cos(heading_at), np.sin(heading_at)], 1), 0) * 0.5
+        line -= line.mean(0) - start
+        distance = _distance_to(line)
+        bright, shadow = np.clip(1.5 - distance, 0, 1), np.clip(1.3 - _distance_to(line + 1.6), 0, 1)
+        colour = colour * (1 - 0.45 * shadow[..., None])
+        colour = colour + (0.98 - colour) * (0.85 * bright)[..., None]
+        mask |= (distance < 2.0) & (edge > 0)
+    elif defect == "crack":
+        where, at = rng.uniform(0, 2 * np.pi), inner - 0.5
+        points = []
+        while at < outer - rng.uniform(-1, 8):  # a walk from the bore outwards
+            points.append(centre + at * np.array([np.cos(where), np.sin(where)]))
+            at, where = at + 0.7, where + rng.normal(0, 1.1) / at
+        distance = _distance_to(np.array(points))
+        depth = np.clip(1.6 - distance, 0, 1)
+        colour = colour * (1 - 0.85 * depth[..., None])
+        mask |= (distance < 2.0) & (edge > -0.5)
+    felt = 0.15 + 0.03 * _smooth(rng, 48) + 0.02 * _smooth(rng, 6)
+    shadow = np.clip(1 - (np.hypot(dx - 3, dy - 4) - outer) / 6, 0, 1) * 0.5
+    mat = (felt * (1 - shadow))[..., None] * np.array([0.95, 1.0, 1.1])
+    return colour * ring[..., None] + mat * (1 - ring[..., None]), mask
+
+
+def _photograph(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
+    """Uneven lighting, exposure, colour cast, slight blur and sensor noise; f32[h, w, 3] to u8."""
+    x, y = _grid()
+    slope = rng.uniform(-0.12, 0.12, 2)
+    light = 1 + slope[0] * (x / SIZE - 0.5) + slope[1] * (y / SIZE - 0.5) + 0.02 * _smooth(rng, 3)
+    exposure = rng.uniform(0.88, 1.12) * (1 + rng.uniform(-0.025, 0.025, 3))
+    values = colour * light[..., None] * exposure
+    soft = (values[:-2] + values[2:]) * 0.12 + values[1:-1] * 0.76
+    values[1:-1] = soft
+    soft = (values[:, :-2] + values[:, 2:]) * 0.12 + values[:, 1:-1] * 0.76
+    values[:, 1:-1] = soft
+    noise = rng.standard_normal(values.shape, np.float32) * (0.008 + 0.012 * np.sqrt(np.clip(values, 0, 1)))
+    return np.round(255 * np.clip(values + noise, 0, 1)).astype(np.uint8)
+
+
+def _grid() -> tuple[np.ndarray, np.ndarray]:
+    axis = np.arange(SIZE, dtype=np.float32)
+    return np.meshgrid(axis, axis)
+
+
+def _smooth(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """f32[h, w] smooth noise, about -1 .. 1, with `cells` random values per side."""
+    coarse = Image.fromarray(rng.uniform(-1, 1, (cells + 2, cells + 2)).astype(np.float32))
+    margin = 1.0 + rng.uniform(-0.5, 0.5)
+    box = (margin - 0.5, margin - 0.5, margin + cells - 1.0 + 0.5, margin + cells - 0.5)
+    return np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box))
+
+
+def _per_thread(rng: np.random.Generator, thread: np.ndarray) -> np.ndarray:
+    """One random value in -1 .. 1 per thread number."""
+    first = int(thread.min())
+    return rng.uniform(-1, 1, int(thread.max()) - first + 1)[thread - first]
+
+
+def _stripes(rng: np.random.Generator, along: np.ndarray) -> np.ndarray:
+    """A random one-dimensional profile, -1 .. 1, looked up with linear interpolation at `along`."""
+    first = float(along.min())
+    profile = rng.uniform(-1, 1, int(along.max() - first) + 3)
+    return np.interp(along - first, np.arange(profile.size), profile)
+
+
+def _blob(rng: np.random.Generator, smallest: float, largest: float) -> np.ndarray:
+    return _irregular_distance(rng, rng.uniform(smallest, largest), wobble=0.2) < 0
+
+
+def _irregular_distance(rng, radius: float, wobble: float, centre: np.ndarray | None = None) -> np.ndarray:
+    """Roughly the distance to a wobbly closed curve, negative inside, pixels; a random place well inside by default."""
+    x, y = _grid()
+    if centre is None:
+        centre = rng.uniform(radius + 8, SIZE - radius - 8, 2)
+    dx, dy = x - centre[0], y - centre[1]
+    angle = np.arctan2(dy, dx)
+    edge = np.ones_like(angle)
+    for order in (2, 3, 5):
+        edge = edge + wobble / order * rng.uniform(0.4, 1.6) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+    return np.hypot(dx, dy) - radius * edge
+
+
+def _on_ring(rng: np.random.Generator, centre: np.ndarray, smallest: float, largest: float) -> np.ndarray:
+    where = rng.uniform(0, 2 * np.pi)
+    return centre + rng.uniform(smallest, largest) * np.array([np.cos(where), np.sin(where)])
+
+
+def _distance_to(line: np.ndarray) -> np.ndarray:
+    """f[h, w]: pixels to the nearest of the points f[n, 2], computed near them only (far away: 99)."""
+    x, y = _grid()
+    distance = np.full(x.shape, 99.0)
+    low = np.clip(np.floor(line.min(0)) - 4, 0, SIZE).astype(int)
+    high = np.clip(np.ceil(line.max(0)) + 5, 0, SIZE).astype(int)
+    window = (slice(low[1], high[1]), slice(low[0], high[0]))
+    near = np.hypot(x[window][..., None] - line[:, 0], y[window][..., None] - line[:, 1])
+    distance[window] = near.min(-1)
+    return distance

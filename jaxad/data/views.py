@@ -1,0 +1,157 @@
+"""Extra views of the training images, made by the pipeline: rotated copies, pasted defects, and whatever you add.
+
+An op is a function in TensorFlow
+
+    op(image, context, seed, **options) -> tensor, or {name: tensor}
+
+  image    f32[H, W, 3] in [0, 1], one training image
+  context  the rest of the training set: see `Context`
+  seed     i32[2], another one for every view, image and epoch. Draw with tf.random.stateless_*, and make more seeds
+           with tf.random.fold_in(seed, k): whatever else is drawn would not be the same after a resume
+  options  from `View.options`
+
+A tensor becomes `batch.views[view.name]`. Of a dict, 'image' becomes `batch.views[view.name]`, and any other entry
+`batch.views[f"{view.name}_{entry}"]`: a mask, a box, a second image. A uint8 tensor is an image on 256 levels: it is
+served as f32 in [0, 1], and takes a quarter of the memory and of a materialised file; every other dtype is served as it
+is. End an op that makes images with `to_uint8`: synthetic images then have the levels that camera images have, and no
+network can tell them by the values between. Shapes must not depend on the draw.
+
+`View.op` is a name in `OPS` or 'my_package.my_module:function'; nothing needs registering.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jaxad.errors import UserError
+from jaxad.flags import nearest
+from jaxad.types import View
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an op may know beside the image.
+
+    Draws are from the training split, its normals first, then its anomalies.
+
+    index: i32[], the image's row there, -1 for an image of another split · label: bool[], True = a real anomaly moved into training · mask: bool[H, W], its mask ·
+    n_normal, n_anomalous: training images · load(i32[]) -> (u8[H, W, 3], bool[H, W]), a training image and its mask.
+    """
+
+    index: tf.Tensor
+    label: tf.Tensor
+    mask: tf.Tensor
+    n_normal: int
+    n_anomalous: int
+    load: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+    def draw(self, seed: tf.Tensor) -> tf.Tensor:
+        """f32[H, W, 3], a normal image drawn uniformly from all but this one. UserError if there is no other."""
+        import tensorflow as tf
+
+        if self.n_normal < 2:
+            raise UserError("this view needs another normal image, and the training split has one; add images")
+        # An anomaly lies behind the normals: then, and for other splits and padding, all normals are others.
+        here = (self.index >= 0) & (self.index < self.n_normal)
+        others = tf.where(here, self.n_normal - 1, self.n_normal)
+        j = tf.random.stateless_uniform((), seed, 0, others, tf.int32)
+        j += tf.cast(here & (j >= self.index), tf.int32)
+        return to_float(self.load(j)[0])
+
+    def draw_anomaly(self, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(f32[H, W, 3], bool[H, W]), a real anomaly of the training split and its mask, drawn uniformly."""
+        import tensorflow as tf
+
+        if not self.n_anomalous:
+            raise UserError("this view needs real anomalies in training; set data.n_anomalies")
+        last = self.n_normal + self.n_anomalous
+        image, mask = self.load(tf.random.stateless_uniform((), seed, self.n_normal, last, tf.int32))
+        return to_float(image), mask
+
+
+def to_float(image: tf.Tensor) -> tf.Tensor:
+    """u8[...] -> f32[...] in [0, 1]."""
+    import tensorflow as tf
+
+    return tf.cast(image, tf.float32) / 255.0
+
+
+def to_uint8(image: tf.Tensor) -> tf.Tensor:
+    """f32[...], clipped to [0, 1] -> the nearest of 256 levels, u8[...]."""
+    import tensorflow as tf
+
+    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
+
+
+def rotated(image: tf.Tensor, context: Context, seed: tf.Tensor, *, degrees: float = 15.0) -> tf.Tensor:
+    """u8[H, W, 3]: the image turned about its centre by an angle uniform in [-degrees, degrees].
+
+    Bilinear; beyond the border the nearest pixel is repeated, for black corners would be an anomaly learnt as normal.
+    """
+    import tensorflow as tf
+
+    angle = tf.random.stateless_uniform((), seed, -1.0, 1.0) * (degrees * 3.141592653589793 / 180.0)
+    return to_uint8(turn(image, angle))
+
+
+def turn(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
+    """f32[H, W, C] turned by `angle` radians (positive: counter-clockwise) about its centre; bilinear, border repeated."""
+    import tensorflow as tf
+
+    height, width = image.shape[0], image.shape[1]
+    y, x = (height - 1) / 2.0, (width - 1) / 2.0
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    # Output (x, y) takes the input at [[a, b, c], [d, e, f]] (x, y, 1), which keeps the centre where it is.
+    a, b, d, e = cos, -sin, sin, cos
+    zero = tf.zeros_like(angle)
+    matrix = tf.stack([a, b, x - a * x - b * y, d, e, y - d * x - e * y, zero, zero])
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=matrix[None],
+        output_shape=tf.constant([height, width], tf.int32),
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+        fill_value=0.0,
+    )[0]
+
+
+OPS: dict[str, Callable] = {"rotated": rotated}
+
+
+def resolve(view: View) -> Callable:
+    """The op of a view as `f(image, context, seed)`, its options bound. UserError for an unknown op or option."""
+    module, colon, name = view.op.partition(":")
+    if not colon:
+        if view.op not in OPS:
+            raise UserError(f"view {view.name!r}: no op {view.op!r}{nearest(view.op, list(OPS))}")
+        op = OPS[view.op]
+    else:
+        try:
+            op = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"view {view.name!r}: cannot import {view.op!r}: {error}") from error
+    parameters = inspect.signature(op).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known = list(parameters)[3:]
+        for option in view.options:
+            if option not in known:
+                raise UserError(f"view {view.name!r}: op {view.op!r} has no option {option!r}{nearest(option, known)}")
+    return lambda image, context, seed: op(image, context, seed, **view.options)
+
+
+def named(view: View, result: Any) -> Mapping[str, Any]:
+    """{key in Batch.views: tensor} of what an op returned."""
+    import tensorflow as tf
+
+    entries = result if isinstance(result, Mapping) else {"image": result}
+    return {
+        view.name if entry == "image" else f"{view.name}_{entry}": tf.convert_to_tensor(tensor)
+        for entry, tensor in entries.items()
+    }

@@ -1,0 +1,72 @@
+"""How a command ends: one clear line and an exit code; a traceback only with --debug.
+
+0 done · 1 our fault, and non-finite losses · 2 the user's mistake · 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """The user's mistake: one line that names the thing and the fix; exit code 2."""
+
+
+class NonFiniteLoss(Exception):
+    """A loss became NaN or infinite; the message names the step and the terms; exit code 1."""
+
+
+def _chain(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Also where a library has wrapped the operating system's error in its own (tensorstore does)."""
+    return any(
+        getattr(link, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(link)
+        for link in _chain(error)
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message on one line, with its type where the message alone would not say what happened."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, (UserError, NonFiniteLoss)) else f"{type(error).__name__}: {message}"
+
+
+def exit_code(body: Callable[[], None], debug: bool = False) -> int:
+    """Runs `body()` and returns the exit code; what went wrong is one line on standard error.
+
+    >>> exit_code(lambda: None)
+    0
+    """
+    try:
+        body()
+        return 0
+    except KeyboardInterrupt as error:
+        code, line = 130, str(error) or "stopped; the same command resumes"
+    except UserError as error:
+        code, line = 2, one_line(error)
+        if debug:
+            traceback.print_exc()
+    except NonFiniteLoss as error:
+        code, line = 1, one_line(error)
+        if debug:
+            traceback.print_exc()
+    except Exception as error:
+        if _disk_full(error):
+            code, line = 2, f"the disk is full: free some space or choose another folder ({one_line(error)[:200]})"
+        else:
+            code, line = 1, f"{one_line(error)[:2000]} (this is a fault of jaxad; --debug shows where)"
+        if debug:
+            traceback.print_exc()
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not turn the message into a traceback
+    print(f"jaxad: {line}", file=sys.stderr, flush=True)
+    return code

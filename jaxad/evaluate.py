@@ -1,0 +1,290 @@
+"""From a finished state to numbers: predictions of a split, the threshold from normals, the metrics of one category.
+
+The only numbers here that look at test labels are the metrics themselves. The threshold comes from normal images that are
+not in the test set, and stays in the raw units of the scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxad import metrics
+from jaxad.types import Batch, Data, DataSpec, Feed, Predictions, Stage, TrainState, Tree, UserError
+
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
+METRICS = IMAGE_METRICS + PIXEL_METRICS
+PIXEL_QUANTILE = 0.999  # of the pixels of normal images: one normal pixel in a thousand lies inside a contour
+RESAMPLES = 1000  # of the bootstrap; the ends of a 95 % interval then rest on 25 resamples each
+
+
+def predictions(
+    stage: Stage,
+    state: TrainState,
+    data: Data,
+    *,
+    split: str = "test",
+    batch_size: int,
+    seed: int,
+    rows: slice | None = None,
+    place: Callable[[Batch], Batch] = jax.device_put,
+    collect: Callable[[Tree], Tree] = jax.device_get,
+    progress: Callable[[int], None] | None = None,
+) -> Predictions:
+    """`stage.predict(state, batch)` over a whole split, in index order, padding dropped.
+
+    Compiled once; the first batch runs twice, so that neither compiling nor warming up is timed. `ms_per_image` is the wall
+    time of compiled `predict` alone, without loading or copying, per row computed.
+
+    Args:
+      stage: its `predict` is used, its name and `seed` name the order of the feed.
+      state: what `stage.finish` returned, on the devices.
+      data: the category, open.
+      split: 'train', 'holdout' or 'test'.
+      batch_size: rows of the global batch.
+      rows: the share of each global batch that this process loads; None: all of it.
+      place: puts a NumPy batch (of `rows`) on the devices as one global batch.
+      collect: fetches a tree of global device arrays to this host, whole.
+      progress: called with the number of images done after each batch.
+
+    Raises:
+      UserError: the split holds no images.
+      RuntimeError: a score or map that is not finite; rows that are missing or come twice.
+    """
+    records = tuple(data.records(split))
+    if not records:
+        raise UserError(f"no images in split {split!r} of {data.spec.category!r}; look with python -m jaxad.data.check")
+    feed = Feed(batch_size, split=split, shuffle=False)
+    steps = feed.one_pass(len(records))
+    rows = slice(0, batch_size) if rows is None else rows
+    predict = jax.jit(stage.predict)
+
+    seen = np.zeros(len(records), np.int64)
+    scores = np.empty(len(records), np.float32)
+    maps = masks = None
+    seconds = 0.0
+    for n, host_batch in enumerate(data.batches(feed, seed=seed, stage=stage.name, start=0, stop=steps, rows=rows)):
+        batch = jax.block_until_ready(place(host_batch))
+        if n == 0:
+            jax.block_until_ready(predict(state, batch))
+        start = time.perf_counter()
+        found = jax.block_until_ready(predict(state, batch))
+        seconds += time.perf_counter() - start
+
+        image, pixel, mask, index, valid = collect((found.image, found.pixel, batch.mask, batch.index, batch.valid))
+        if maps is None:
+            maps = np.empty((len(records), *pixel.shape[1:]), np.float32)
+            masks = np.empty((len(records), *mask.shape[1:]), bool)
+        valid = np.asarray(valid, bool)
+        index = np.asarray(index)[valid]
+        np.add.at(seen, index, 1)
+        scores[index], maps[index], masks[index] = image[valid], pixel[valid], mask[valid]
+        if progress is not None:
+            progress(int(seen.sum()))
+
+    if np.any(seen != 1):
+        raise RuntimeError(
+            f"split {split!r} of {data.spec.category!r}: {np.sum(seen == 0)} images were never served "
+            f"and {np.sum(seen > 1)} more than once"
+        )
+    broken = ~(np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2)))
+    if broken.any():
+        raise RuntimeError(
+            f"{broken.sum()} of {len(records)} images in split {split!r} of {data.spec.category!r} got a score or a map "
+            f"that is not finite, the first is {records[int(np.argmax(broken))].path}"
+        )
+    return Predictions(records, scores, maps, masks, 1e3 * seconds / (steps * batch_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """Where normal ends, in raw units: an image is called anomalous when its score is above `image`.
+
+    image: of image scores · pixel: of map values, for contours · pixel_median: the middle of the normal map values, the lower
+    end of the colour scale · rule, quantile: how `image` was set · source: 'holdout' or 'train' · n_images: how many normals.
+    """
+
+    image: float
+    pixel: float
+    pixel_median: float
+    rule: str
+    quantile: float
+    source: str
+    n_images: int
+
+    def calls(self, scores: np.ndarray) -> np.ndarray:
+        """scores: f32[...] -> bool[...], True = called anomalous: the score is above the threshold."""
+        return np.asarray(scores, np.float32) > np.float32(self.image)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What makes the threshold less than it seems."""
+        notes = []
+        if self.source == "train":
+            notes.append("threshold from training normals: optimistic; set data.holdout")
+        if (self.n_images - 1) * (1 - self.quantile) < 1:
+            notes.append(f"the {self.quantile:g} quantile of {self.n_images} images is their maximum")
+        return tuple(notes)
+
+    def describe(self) -> str:
+        """One line: value, unit, rule, and which images set it."""
+        images = {"holdout": "held-out normals", "train": "training normals"}[self.source]
+        return f"{self.image:.6g} (raw score) = {self.quantile:g} {self.rule} of {self.n_images} {images}"
+
+    def summary(self) -> dict[str, Any]:
+        """As `results.json` holds it."""
+        return {
+            "value": self.image,
+            "unit": "raw score",
+            "rule": self.rule,
+            "quantile": self.quantile,
+            "source": self.source,
+            "n_images": self.n_images,
+            "pixel_value": self.pixel,
+            "pixel_quantile": PIXEL_QUANTILE,
+        }
+
+
+def threshold_split(spec: DataSpec) -> str:
+    """The split whose normals set the threshold: 'holdout' where there is one, else 'train'; never 'test'."""
+    return "holdout" if spec.n_holdout > 0 else "train"
+
+
+def threshold(normals: Predictions, *, source: str, rule: str = "quantile", quantile: float = 0.995) -> Threshold:
+    """The threshold from `predictions(..., split=threshold_split(spec))`. Anomalies among them are left out.
+
+    The image threshold is the `quantile` of the image scores, the pixel threshold the PIXEL_QUANTILE of all map values.
+
+    Raises:
+      UserError: a rule or a split that does not exist, no normal image.
+    """
+    if rule != "quantile":
+        raise UserError(f"threshold.rule={rule!r} is not known; the rule is 'quantile'")
+    if source not in ("holdout", "train"):
+        raise UserError(f"a threshold comes from split 'holdout' or 'train', not from {source!r}")
+    keep = ~normals.labels
+    if not keep.any():
+        raise UserError(f"no normal image in split {source!r} to set a threshold from")
+    median, pixel = np.quantile(normals.maps[keep], [0.5, PIXEL_QUANTILE])
+    # in the scores' own precision, so that comparing again from predictions.csv gives the same decisions
+    value = np.float32(metrics.quantile_threshold(normals.scores[keep], quantile))
+    return Threshold(float(value), float(pixel), float(median), rule, float(quantile), source, int(keep.sum()))
+
+
+def bootstrap_auroc(
+    scores: np.ndarray, labels: np.ndarray, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """The percentile interval of the AUROC, images resampled with replacement within each class.
+
+    scores: f[N] · labels: bool[N]. None where a class is empty. (Efron and Tibshirani 1993, section 13.3.)
+
+    >>> bootstrap_auroc(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True]))
+    (1.0, 1.0)
+    """
+    labels = np.asarray(labels, bool)
+    n, m = int(np.sum(~labels)), int(np.sum(labels))
+    if n == 0 or m == 0:
+        return None
+    order = np.argsort(scores, kind="stable")
+    labels = labels[order]
+    starts = np.flatnonzero(np.diff(np.asarray(scores)[order], prepend=-np.inf))  # one group per distinct score
+    rng = np.random.default_rng(seed)
+    values = []
+    for block in np.array_split(np.arange(resamples), -(-resamples * len(labels) // 5_000_000)):  # flat memory
+        times = np.empty((len(block), len(labels)), np.int64)  # how often each image was drawn
+        times[:, ~labels] = rng.multinomial(n, np.full(n, 1 / n), size=len(block))
+        times[:, labels] = rng.multinomial(m, np.full(m, 1 / m), size=len(block))
+        normal = np.add.reduceat(np.where(labels, 0, times), starts, axis=1)
+        anomalous = np.add.reduceat(np.where(labels, times, 0), starts, axis=1)
+        below = np.cumsum(normal, axis=1) - normal
+        values.append(np.sum(anomalous * (2 * below + normal), axis=1) / (2 * n * m))  # ties count one half
+    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def category_result(
+    found: Predictions,
+    limit: Threshold,
+    *,
+    n_train: int,
+    fit_seconds: float,
+    pro_limits: Sequence[float] = (0.3, 0.05),
+    metrics_mode: str = "exact",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What `results.json` holds of one category. A metric that does not exist is None, its reason in 'notes'.
+
+    Args:
+      found: predictions of the test split.
+      limit: its threshold, from `threshold`.
+      n_train: training images; fit_seconds: wall time of training.
+      pro_limits: AUPRO's false positive rates.
+      metrics_mode: 'exact', or 'binned': counted in bins, with the error bounds.
+      seed: of the bootstrap.
+    """
+    labels = found.labels
+    result, notes = _metrics(found, pro_limits, metrics_mode)
+    interval = bootstrap_auroc(found.scores, labels, seed=seed)
+    called = limit.calls(found.scores)
+    result |= {
+        "n_train": int(n_train),
+        "n_test_normal": int(np.sum(~labels)),
+        "n_test_anomalous": int(np.sum(labels)),
+        "fit_seconds": float(fit_seconds),
+        "predict_ms_per_image": float(found.ms_per_image),
+        "image_auroc_ci95": None if interval is None else list(interval),
+        "threshold": limit.summary(),
+        "false_alarms": int(np.sum(called & ~labels)),
+        "misses": int(np.sum(~called & labels)),
+    }
+    defects = {}
+    for defect in sorted({record.defect for record in found.records if record.label}):
+        of_type = np.array([record.label and record.defect == defect for record in found.records])
+        part = _select(found, of_type | ~labels)  # this type against all normals
+        values, _ = _metrics(part, pro_limits, metrics_mode)
+        defects[defect] = {
+            "n": int(of_type.sum()),
+            "misses": int(np.sum(of_type & ~called)),
+            **{key: values[key] for key in METRICS if key in values},
+        }
+    empty = int(np.sum(labels & ~found.masks.any(axis=(1, 2))))
+    if empty and found.masks.any():
+        notes["masks"] = f"{empty} of {labels.sum()} anomalous images have an empty mask: their pixels count as normal"
+    for note in limit.notes:
+        notes["threshold"] = "; ".join(filter(None, (notes.get("threshold"), note)))
+    return {**result, "defects": defects, "notes": notes}
+
+
+def _select(found: Predictions, keep: np.ndarray) -> Predictions:
+    records = tuple(record for record, kept in zip(found.records, keep, strict=True) if kept)
+    return Predictions(records, found.scores[keep], found.maps[keep], found.masks[keep], found.ms_per_image)
+
+
+def _metrics(found: Predictions, pro_limits: Sequence[float], mode: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """All metrics by name, thresholds chosen on test labels as 'oracle_...', and the notes."""
+    if mode not in ("exact", "binned"):
+        raise UserError(f"eval.metrics={mode!r} is not known; it is 'exact' or 'binned'")
+    labels = found.labels
+    masks = found.masks if found.masks.any() or not labels.any() else None  # None: anomalies, but nobody drew them
+    image = metrics.image_metrics(found.scores, labels)
+    if mode == "exact" or masks is None:
+        pixel = metrics.pixel_metrics(found.maps, masks, pro_limits)
+    else:
+        starts = range(0, len(labels), 16)
+        pixel = metrics.binned_pixel_metrics(
+            lambda: ((found.maps[n : n + 16], masks[n : n + 16]) for n in starts), len(labels), pro_limits=pro_limits
+        )
+    values = {key: value for key, value in (image | pixel).items() if key not in ("notes", "error_bounds")}
+    result: dict[str, Any] = {f"oracle_{key}" if "threshold" in key else key: value for key, value in values.items()}
+    notes = {key: note for key, note in (image["notes"] | pixel["notes"]).items() if key in METRICS}
+    if pixel.get("error_bounds"):
+        result["error_bounds"] = pixel["error_bounds"]
+        worst = max(pixel["error_bounds"], key=pixel["error_bounds"].get)
+        notes["binned"] = f"pixel metrics are binned, the largest error bound is {pixel['error_bounds'][worst]:.1e} ({worst})"
+    return result, notes

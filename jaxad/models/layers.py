@@ -1,0 +1,132 @@
+"""Layers with torchvision's arithmetic: NHWC, explicit padding, BatchNorm with PyTorch's constants.
+
+Where Flax's own layers would differ: `padding="SAME"` pads stride-2 convolutions on one side only, max pooling must pad
+with -inf, and PyTorch keeps the unbiased running variance. Parameters and statistics are float32; `dtype` is the dtype
+of the computation (bfloat16 on accelerators), None = that of the input.
+
+Kernels are f32[kh, kw, C_in, C_out]: PyTorch's Conv2d weight [C_out, C_in, kh, kw] transposed by (2, 3, 1, 0), its
+ConvTranspose2d weight [C_in, C_out, kh, kw] by (2, 3, 0, 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from jaxad.types import Array
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's init of ResNet and VGG convolutions
+
+
+def conv(
+    features: int, kernel: int, stride: int = 1, dtype=None, *, use_bias: bool = False, name: str | None = None
+) -> nn.Module:
+    """A square convolution with padding kernel // 2 on every side, as torchvision's: [B, H, W, C] -> [B, H/s, W/s, features].
+
+    >>> layer = conv(8, 3, stride=2)
+    >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), jnp.zeros((1, 6, 8, 4)))[0].shape
+    (1, 3, 4, 8)
+    """
+    if kernel == 1:
+        return PointwiseConv(features, stride, use_bias, dtype, name=name)
+    padding = ((kernel // 2, kernel // 2),) * 2
+    strides = (stride, stride)
+    return nn.Conv(
+        features, (kernel, kernel), strides, padding, use_bias=use_bias, dtype=dtype, kernel_init=he_normal, name=name
+    )
+
+
+def conv_transpose(features: int, dtype=None, *, name: str | None = None) -> nn.Module:
+    """A 2x2 transposed convolution of stride 2 without bias: [B, h, w, C] -> [B, 2h, 2w, features]."""
+    return ConvTranspose2x2(features, dtype, name=name)
+
+
+def batch_norm(dtype=None, *, name: str | None = None) -> nn.Module:
+    """BatchNorm over B, H, W with torchvision's constants (eps 1e-5, PyTorch momentum 0.1); call it with (x, train)."""
+    return BatchNorm(dtype, name=name)
+
+
+def max_pool(x: Array) -> Array:
+    """3x3 max pooling of stride 2 with one row of -inf around: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C]."""
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution as one matrix product over positions; the kernel keeps its shape f32[1, 1, C, features].
+
+    Measured on CPU (2 cores, 8 x 64 x 64 x 256 -> 128): XLA's convolution reaches 87 GFLOP/s forward and 37 in the kernel
+    gradient, this one 365 and 229; at 16 x 16 x 1024 -> 512 it is 354 and 86 against 472 and 300.
+    """
+
+    features: int
+    stride: int = 1
+    use_bias: bool = False
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", he_normal, (1, 1, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = x[:, :: self.stride, :: self.stride]
+        y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
+        return y if bias is None else y + bias[None, None, None]
+
+
+class ConvTranspose2x2(nn.Module):
+    """PyTorch's ConvTranspose2d(kernel_size=2, stride=2, bias=False). Its outputs never overlap: one matrix product."""
+
+    features: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def torch_default(key, shape, dtype=jnp.float32):  # uniform in +-1/sqrt(4 C_out), what PyTorch does if not told
+            bound = 1 / math.sqrt(4 * shape[-1])
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        batch, height, width, channels = x.shape
+        kernel = self.param("kernel", torch_default, (2, 2, channels, self.features))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, 4 * self.features)
+        y = (x.reshape(-1, channels) @ matrix).reshape(batch, height, width, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
+        return y.reshape(batch, 2 * height, 2 * width, self.features)
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm2d. train=True: statistics of the batch, and new averages (`mutable=["batch_stats"]`).
+
+    Statistics are at least float32 whatever the dtype. Under `jit` with a sharded batch they are global. The running
+    variance is the unbiased one, M / (M - 1) times the batch's with M = B H W, as PyTorch keeps it and Flax does not.
+    """
+
+    dtype: jnp.dtype | None = None
+    momentum: float = 0.9  # the weight of the old average: 1 - PyTorch's
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        wide = x.astype(dtype)
+        mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(wide, axes)
+            var = jnp.mean(jnp.square(wide - mean.reshape((1,) * len(axes) + shape)), axes)
+            if not self.is_initializing():
+                count = math.prod(x.shape[:-1])
+                for average, value in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
+                    value = value.astype(average.value.dtype)
+                    average.value = self.momentum * average.value + (1 - self.momentum) * value
+        factor = scale.astype(dtype) * lax.rsqrt(var + self.epsilon)
+        mean, factor, bias = (v.reshape((1,) * (x.ndim - 1) + shape) for v in (mean, factor, bias.astype(dtype)))
+        return ((wide - mean) * factor + bias).astype(self.dtype or x.dtype)

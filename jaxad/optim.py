@@ -1,0 +1,76 @@
+"""Optimisers and learning-rate schedules from `config.optim`, by optax.
+
+Names and meanings are PyTorch's, from where nearly all of the papers' settings come.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxad.types import UserError
+
+OPTIMISERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine")
+
+
+def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> optax.Schedule:
+    """Learning rate at each step, as a function step -> f32[].
+
+    The first `warmup` steps climb in equal parts: lr/warmup, 2 lr/warmup, ..., lr. Then 'constant' keeps lr, and 'cosine'
+    follows half a cosine over the steps that remain, from lr at its first to 0 after its last (Loshchilov and Hutter 2017,
+    eq. 5, one period; PyTorch's CosineAnnealingLR with T_max = steps - warmup).
+
+    >>> [round(float(schedule(0.8, 6, "cosine", warmup=2)(step)), 3) for step in range(7)]
+    [0.4, 0.8, 0.8, 0.683, 0.4, 0.117, 0.0]
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"unknown schedule {name!r}; set config.optim.schedule to one of {', '.join(SCHEDULES)}")
+    if not 0 <= warmup <= steps:
+        raise UserError(f"config.optim.warmup={warmup} is not between 0 and the {steps} steps of the stage")
+    period = max(steps - warmup, 1)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        rest = jnp.clip((step - warmup) / period, 0.0, 1.0)
+        after = lr * 0.5 * (1.0 + jnp.cos(jnp.pi * rest)) if name == "cosine" else jnp.full_like(step, lr)
+        return jnp.where(step < warmup, lr * (step + 1.0) / max(warmup, 1), after)
+
+    return rate
+
+
+def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a stage of `steps` steps, from a `config.optim` section (keys as in `jaxad.config.default`).
+
+    adam (b1, b2), adamw (b1, b2, decoupled weight decay) or sgd (momentum). weight_decay of adam and sgd is the L2 term
+    added to the gradient, as PyTorch's. State is float32 whatever the type of the gradients. Raises UserError.
+
+    >>> from jaxad.config import default
+    >>> tx = optimiser(default("reverse_distillation").optim, steps=10)
+    >>> change, _ = tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.zeros(2)}), {"w": jnp.zeros(2)})
+    >>> [round(float(value), 6) for value in change["w"]]  # Adam's first step is -lr in each coordinate
+    [-0.001, -0.001]
+    """
+    if optim.name not in OPTIMISERS:
+        raise UserError(f"unknown optimiser {optim.name!r}; set config.optim.name to one of {', '.join(OPTIMISERS)}")
+    if not optim.lr > 0:
+        raise UserError(f"config.optim.lr={optim.lr} must be positive")
+    rate = schedule(optim.lr, steps, optim.schedule, optim.warmup)
+    parts = [in_float32()]
+    if optim.weight_decay and optim.name != "adamw":
+        parts.append(optax.add_decayed_weights(optim.weight_decay))
+    if optim.name == "sgd":
+        parts += [optax.trace(optim.momentum, accumulator_dtype=jnp.float32)] if optim.momentum else []
+    else:
+        parts.append(optax.scale_by_adam(optim.b1, optim.b2, eps=1e-8, mu_dtype=jnp.float32))
+    if optim.weight_decay and optim.name == "adamw":
+        parts.append(optax.add_decayed_weights(optim.weight_decay))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def in_float32() -> optax.GradientTransformation:
+    """Gradients as float32, whatever type they come in."""
+    return optax.stateless(lambda gradient, _: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))

@@ -1,0 +1,123 @@
+"""What a run leaves behind: results.json, predictions.csv, overlays, sheets, curves, and a table on the terminal.
+
+    W/results.json                   the numbers; a metric that does not exist is null, its reason in "notes"
+    W/predictions.csv                one line per test image: score, threshold, decision
+    W/overlays/CATEGORY_000_*.png    one panel per image, the worst mistakes first
+    W/sheets/CATEGORY.png            all at one glance
+    W/curves/CATEGORY_*.{png,csv}    ROC, precision-recall, PRO, IoU, and the scores with the threshold
+
+`pictures` is called once per category, while its maps are in memory; `write` once at the end, so that results.json exists
+only where everything else does. Every file is whole or not there, and the same predictions give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxad.evaluate import METRICS, Threshold
+from jaxad.report import curves as _curves
+from jaxad.report import drawing, files, overlays
+from jaxad.report.tables import plain, show, summary_lines
+from jaxad.types import Predictions
+
+__all__ = ["COLUMNS", "csv_rows", "mean", "pictures", "plain", "show", "summary_lines", "write"]
+
+COLUMNS = ("category", "path", "defect", "label", "score", "threshold", "decision")
+_WORDS = {False: "normal", True: "anomalous"}
+
+
+def csv_rows(category: str, found: Predictions, limit: Threshold) -> list[tuple[str, ...]]:
+    """The lines of predictions.csv for one category, in COLUMNS' order. The numbers read back as the same float32."""
+    called = limit.calls(found.scores)
+    value = str(np.float32(limit.image))
+    return [
+        (category, record.path, record.defect, _WORDS[record.label], str(np.float32(score)), value, _WORDS[bool(call)])
+        for record, score, call in zip(found.records, found.scores, called, strict=True)
+    ]
+
+
+def pictures(
+    workdir: str | os.PathLike,
+    category: str,
+    found: Predictions,
+    limit: Threshold,
+    result: Mapping[str, Any],
+    image_of: Callable[[int], np.ndarray],
+    *,
+    count: int = 20,
+    curves: bool = True,
+) -> None:
+    """Writes the overlays, the sheet and the curves of one category, and removes those of an earlier run.
+
+    Args:
+      found, limit: predictions of the test split and its threshold.
+      result: what `evaluate.category_result` made of them.
+      image_of: row of the test split -> u8[H, W, 3], resized as the batches were.
+      count: overlays to draw; 0: none.
+      curves: whether to draw the curves.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    workdir = pathlib.Path(workdir)
+    overlays.write(workdir / "overlays", category, found, limit, image_of, count)
+    if count:
+        picture = overlays.sheet(category, found, limit, image_of)
+        files.write_bytes(workdir / "sheets" / f"{files.safe_name(category)}.png", drawing.png(picture))
+    if curves:
+        _curves.write(workdir / "curves", category, found, limit, result)
+
+
+def write(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    categories: Mapping[str, Mapping[str, Any]],
+    rows: Iterable[tuple[str, ...]],
+    *,
+    commit: str,
+) -> dict[str, Any]:
+    """Writes predictions.csv, then results.json, and returns what results.json holds.
+
+    Args:
+      config: its 'method' and 'seed' are recorded.
+      categories: {category: evaluate.category_result(...)}.
+      rows: the `csv_rows` of all categories.
+      commit: of the code that ran.
+    """
+    workdir = pathlib.Path(workdir)
+    results = {
+        "method": config["method"],
+        "commit": commit,
+        "seed": config["seed"],
+        "categories": {name: dict(result) for name, result in categories.items()},
+        "mean": mean(categories),
+    }
+    files.write_csv(workdir / "predictions.csv", COLUMNS, rows)
+    files.write_json(workdir / "results.json", results)
+    return results
+
+
+def mean(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of each metric over the categories that have it; None where none has. Says so in 'notes'.
+
+    >>> values = mean({'a': {'image_auroc': 0.5}, 'b': {'image_auroc': 1.0}, 'c': {'image_auroc': None}})
+    >>> values['image_auroc'], values['notes']['image_auroc']
+    (0.75, 'mean of 2 of 3 categories; without c')
+    """
+    result: dict[str, Any] = {}
+    notes = {}
+    for name in METRICS:
+        values = {category: result.get(name) for category, result in categories.items()}
+        present = [value for value in values.values() if value is not None]
+        absent = [category for category, value in values.items() if value is None]
+        result[name] = float(np.mean(present)) if present else None
+        if not present:
+            notes[name] = "in no category"
+        elif absent:
+            notes[name] = f"mean of {len(present)} of {len(values)} categories; without {', '.join(absent)}"
+    return {**result, "notes": notes}

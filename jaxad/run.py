@@ -1,0 +1,185 @@
+"""The story of a run: mesh, data, stages, train each, evaluate, report. One direction; nothing calls back into config."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxad import config as configs
+from jaxad import evaluate, report, sharding, train
+from jaxad.data import pipeline
+from jaxad.errors import UserError
+from jaxad.flags import keys
+from jaxad.log import Log
+from jaxad.report import files
+from jaxad.types import Data, Stage
+
+# What may change between two runs of one workdir: it changes how a run is watched, not what it computes.
+FREE = ("report", "eval", "checkpoint", "mesh", "train.log_every", "data.cache_dir", "data.memory_mb")
+
+
+def resolve(method: str) -> Any:
+    """The module of a method: one of jaxad's by name, or one of your own by its path; it has `stages(config, spec)`."""
+    module = importlib.import_module(f"jaxad.methods.{method}" if method in configs.METHODS else method)
+    if not hasattr(module, "stages"):
+        raise UserError(f"method {method!r} has no function stages(config, spec)")
+    return module
+
+
+def commit() -> str:
+    """The git commit of this jaxad, '+' appended when the tree differs from it; its version where there is no git."""
+    here = os.path.dirname(os.path.abspath(__file__))
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if os.path.realpath(git("rev-parse", "--show-toplevel")) != os.path.dirname(os.path.realpath(here)):
+            raise OSError("installed inside somebody else's repository")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return metadata.version("jaxad")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and command of this process."""
+    names = ("jaxad", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow", "ml-collections")
+    installed = {name: _version(name) for name in names}
+    devices = [f"{device.platform}:{device.device_kind}" for device in jax.devices()]
+    return {
+        "command": sys.argv,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "devices": devices,
+        "processes": jax.process_count(),
+        "versions": installed,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def claim(workdir: str, config: ConfigDict) -> None:
+    """Makes `workdir` this config's own. Raises `UserError` where it belongs to another."""
+    path = os.path.join(workdir, "config.json")
+    ours = json.loads(config.to_json())
+    if os.path.exists(path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                theirs = json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path} is not readable; remove it or choose another --workdir") from error
+        for key in sorted(set(keys(ConfigDict(ours))) | set(keys(ConfigDict(theirs)))):
+            if key.startswith(FREE):
+                continue
+            mine, other = _at(ours, key), _at(theirs, key)
+            if mine != other and not (isinstance(mine, dict) and isinstance(other, dict)):
+                raise UserError(
+                    f"workdir {workdir!r} belongs to a run with config.{key}={other!r}, now it is {mine!r}: "
+                    f"choose another --workdir, or remove this one"
+                )
+    elif os.path.isdir(workdir) and os.listdir(workdir):
+        raise UserError(f"workdir {workdir!r} holds files that are not a jaxad run's: choose another --workdir")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make workdir {workdir!r}: {error.strerror}") from error
+    if sharding.is_main():
+        files.write_json(path, ours)
+        files.write_json(os.path.join(workdir, "environment.json"), environment())
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Trains and evaluates `config.method` on every category and writes the report; returns what results.json holds."""
+    mesh = sharding.start(config.mesh)
+    with jax.set_mesh(mesh):
+        categories = pipeline.categories(config)
+        opened = {}
+        for category in categories:  # all of them, and their stages, before the first is trained: mistakes show at once
+            data = pipeline.open(config, category)
+            opened[category] = data, resolve(config.method).stages(config, data.spec)
+            for stage in opened[category][1]:
+                sharding.my_rows(mesh, stage.feed.batch_size)
+        claim(workdir, config)
+        sharding.barrier("claim")
+        found = {
+            category: run_category(config, workdir, mesh, category, data, stages)
+            for category, (data, stages) in opened.items()
+        }
+        if not sharding.is_main():
+            return {}
+        return report.write(workdir, config.to_dict(), found, opened, commit())
+
+
+def run_category(
+    config: ConfigDict, workdir: str, mesh: jax.sharding.Mesh, category: str, data: Data, stages: tuple[Stage, ...]
+) -> dict[str, Any]:
+    """Trains every stage on one category, then scores its normals and its test set."""
+    folder = os.path.join(workdir, category)
+    log = Log(folder, sharding.is_main())
+    spec = data.spec
+    log.say(
+        f"{category}: {spec.n_train} training images, {spec.n_holdout} held out, "
+        f"{spec.n_test_normal} normal and {spec.n_test_anomalous} anomalous test images"
+    )
+    for note in data.notes:
+        log.say(f"{category}: note: {note}")
+
+    def predict(stage, state, split):
+        size = sharding.round_up(config.eval.batch_size, mesh)
+        return evaluate.predictions(
+            stage,
+            state,
+            data,
+            split=split,
+            batch_size=size,
+            seed=config.seed,
+            rows=sharding.my_rows(mesh, size),
+            place=lambda batch: sharding.place_batch(batch, mesh),
+            collect=sharding.to_host,
+        )
+
+    carry, seconds = None, 0.0
+    for stage in stages:
+
+        def watch(state, step, stage=stage):
+            return evaluate.watch(predict(stage, state, "test"))
+
+        carry, spent = train.train(
+            stage,
+            data,
+            carry,
+            seed=config.seed,
+            mesh=mesh,
+            folder=os.path.join(folder, stage.name),
+            config=config,
+            log=log,
+            evaluate=watch if stage.predict else None,
+        )
+        seconds += spent
+    split = evaluate.threshold_split(spec)
+    normals, test = predict(stages[-1], carry, split), predict(stages[-1], carry, "test")
+    log.close()
+    return {"normals": normals, "test": test, "split": split, "fit_seconds": seconds}

@@ -1,0 +1,47 @@
+"""Strict and simulated: 8 CPU devices, no silent dtype or rank promotion, compiled programs kept between runs."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import pytest
+
+_CACHE = os.environ.get("JAXAD_TEST_CACHE", os.path.join(tempfile.gettempdir(), "jaxad-test-cache"))
+jax.config.update("jax_compilation_cache_dir", os.path.join(_CACHE, "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _folder(variable: str) -> pathlib.Path:
+    value = os.environ.get(variable, "")
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    folder = pathlib.Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"{variable}={value} is not a folder")
+    return folder
+
+
+@pytest.fixture
+def real_data() -> pathlib.Path:
+    """The folder of real data sets named by JAXAD_TEST_DATA; skips where the variable is not set."""
+    return _folder("JAXAD_TEST_DATA")
+
+
+@pytest.fixture
+def real_weights() -> pathlib.Path:
+    """The folder of real weights named by JAXAD_TEST_WEIGHTS; skips where the variable is not set."""
+    return _folder("JAXAD_TEST_WEIGHTS")
+
+
+@pytest.fixture(scope="session")
+def demo_cache() -> str:
+    """A folder for prepared data sets that is kept between test runs (the key is the listing, so it cannot go stale)."""
+    return os.path.join(_CACHE, "data")

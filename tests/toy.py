@@ -1,0 +1,122 @@
+"""A method outside jaxad, small enough to run in a blink: one stage that descends, one that remembers.
+
+Its data is a NumPy array, so the tests of the loop need neither images nor TensorFlow.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxad.data import order
+from jaxad.types import AnomalyMap, Batch, DataSpec, Feed, Record, Stage, TrainState
+from jaxad.updates import Aux, descend, ema, every, remember, sequence
+
+SIZE = 8
+TRACES = {"learn": 0, "bank": 0}
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm, dropout, convolution: batch statistics and randomness, so that resuming has something to lose."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(4, (3, 3), param_dtype=self.dtype)(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, param_dtype=self.dtype)(x))
+        x = nn.Dropout(0.2, deterministic=not train)(x)
+        return nn.Conv(3, (3, 3), param_dtype=self.dtype)(x)
+
+
+def stages(config, spec: DataSpec) -> tuple[Stage, ...]:
+    options = config.toy
+    net = Net(options.dtype)
+
+    def init_learn(key, spec, carry):
+        variables = jax.jit(net.init)(key, jnp.zeros((1, SIZE, SIZE, 3), options.dtype))
+        stats = jax.tree.map(lambda leaf: leaf.astype(options.dtype), variables["batch_stats"])  # flax: float32 always
+        return TrainState.create(params={"net": variables["params"]}, stats={"net": stats})
+
+    def objective(params, state, batch, key):
+        TRACES["learn"] += 1
+        out, new = net.apply(
+            {"params": params, "batch_stats": state.stats["net"]},
+            batch.image,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        loss = jnp.mean(jnp.square(out - batch.image)) * options.scale
+        return loss, Aux(stats={"net": new["batch_stats"]}, metrics={"mean": jnp.mean(out)})
+
+    def count(state, batch, key):
+        return {"seen": state.memory.get("seen", jnp.zeros((), jnp.int32)) + jnp.sum(batch.valid).astype(jnp.int32)}
+
+    optimiser = optax.sgd(options.lr) if options.optimiser == "sgd" else optax.adam(options.lr)
+    learn = Stage(
+        "learn",
+        Feed(config.data.batch_size),
+        config.train.steps.learn,
+        init_learn,
+        sequence(descend(objective, optimiser, "net"), every(2, ema("net", "slow", 0.9))),
+    )
+
+    def init_bank(key, spec, carry):
+        rows = np.zeros((-(-spec.n_train // 8) * 8, 3), options.dtype)
+        frozen = {"net": {"params": carry.params["net"], "batch_stats": carry.stats["net"]}}
+        return TrainState.create(frozen=frozen, memory={"bank": rows, "seen": jnp.zeros((), jnp.int32)})
+
+    def write(state, batch, key):
+        TRACES["bank"] += 1
+        rows = jnp.mean(net.apply(state.frozen["net"], batch.image), axis=(1, 2))
+        where = jnp.where(batch.valid, batch.index, state.memory["bank"].shape[0])
+        return {"bank": state.memory["bank"].at[where].set(rows, mode="drop")}
+
+    def finish(state):
+        centre = jnp.sum(state.memory["bank"], axis=0, keepdims=True) / spec.n_train
+        return state.replace(memory={"centre": centre, "seen": state.memory["seen"]})
+
+    def predict(state, batch):
+        out = net.apply(state.frozen["net"], batch.image)
+        pixel = jnp.sum(jnp.square(out - state.memory["centre"][:, None, None, :].astype(out.dtype)), axis=-1)
+        return AnomalyMap(pixel, jnp.max(pixel, axis=(1, 2)))
+
+    bank = Stage(
+        "bank",
+        Feed(config.data.batch_size, shuffle=False),
+        0,
+        init_bank,
+        sequence(remember(count), remember(write)),
+        finish,
+        predict,
+    )
+    return learn, bank
+
+
+class ArrayData:
+    """`n` random images, the last third of the test set with a bright square."""
+
+    notes = ()
+
+    def __init__(self, n: int = 13, seed: int = 7, dtype: str = "float32"):
+        rng = np.random.default_rng(seed)
+        self.images = rng.uniform(size=(n, SIZE, SIZE, 3)).astype(dtype)
+        self.spec = DataSpec("toy", "toy", SIZE, n, 0, n, 0, False)
+
+    def records(self, split):
+        return tuple(Record(f"{split}/good/{i:03}.png", False, "good") for i in range(len(self.images)))
+
+    def image(self, split, index):
+        return (self.images[index] * 255).astype(np.uint8)
+
+    def batches(self, feed, *, seed, stage, start, stop, rows):
+        n = len(self.images)
+        for step in range(start, stop):
+            index, valid = (part[rows] for part in order.rows_of(feed, n, seed=seed, stage=stage, n=step))
+            image = np.where(valid[:, None, None, None], self.images[np.minimum(index, n - 1)], self.images.dtype.type(0))
+            flat = np.zeros(len(index), bool)
+            yield Batch(image, np.zeros(image.shape[:3], bool), flat, index, valid)
