@@ -4,9 +4,12 @@ python -m jaxad.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from jaxad.config import default
+from jaxad.errors import UserError
 
 
 def get_config(variant: str = ""):
+    if variant not in ("", "small"):  # it is small already
+        raise UserError(f"configs/quickstart.py has no variant {variant!r}")
     config = default("patchcore")
     config.data.dataset = "demo"
     config.data.category = "all"

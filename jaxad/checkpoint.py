@@ -28,7 +28,9 @@ from jaxad.types import TrainState
 def abstract(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a state: the target that `restore` fills."""
     shardings = sharding.state_shardings(state, mesh)
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings
+    )
 
 
 class Checkpoints:

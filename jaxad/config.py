@@ -124,7 +124,9 @@ def check(config: ConfigDict) -> None:
     """Cross-field checks, once, before anything heavy is imported. Raises `UserError` with the key and the fix."""
     name = config.method.rpartition(".")[2]
     if name not in config:
-        raise UserError(f"this config has no section {name!r} for method {config.method!r}: use --config=configs/{name}.py")
+        raise UserError(
+            f"this config has no section {name!r} for method {config.method!r}: use --config=configs/{name}.py"
+        )
     if config.method not in METHODS:
         try:
             found = importlib.util.find_spec(config.method) is not None
@@ -146,7 +148,9 @@ def check(config: ConfigDict) -> None:
     data = config.data
     if data.source:
         if not os.path.isfile(data.source):
-            raise UserError(f"config.data.source={data.source!r} is not a file; python -m jaxad.data.materialize writes one")
+            raise UserError(
+                f"config.data.source={data.source!r} is not a file; python -m jaxad.data.materialize writes one"
+            )
     elif data.dataset != "demo":
         if not data.root:
             raise UserError(f"data set {data.dataset!r} needs its folder: --config.data.root=FOLDER")

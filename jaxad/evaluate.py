@@ -1,14 +1,14 @@
 """From a finished state to numbers: predictions of a split, the threshold from normals, the metrics of one category.
 
-The only numbers here that look at test labels are the metrics themselves. The threshold comes from normal images that are
-not in the test set, and stays in the raw units of the scores.
+The only numbers here that look at test labels are the metrics themselves. The threshold comes from normal images that
+are not in the test set, and stays in the raw units of the scores.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jaxad.types import Batch, Data, DataSpec, Feed, Predictions, Stage, TrainSt
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
 METRICS = IMAGE_METRICS + PIXEL_METRICS
+PRO_LIMITS = (0.3, 0.05)  # the false positive rates of the two AUPROs
 PIXEL_QUANTILE = 0.999  # of the pixels of normal images: one normal pixel in a thousand lies inside a contour
 RESAMPLES = 1000  # of the bootstrap; the ends of a 95 % interval then rest on 25 resamples each
 
@@ -39,8 +40,8 @@ def predictions(
 ) -> Predictions:
     """`stage.predict(state, batch)` over a whole split, in index order, padding dropped.
 
-    Compiled once; the first batch runs twice, so that neither compiling nor warming up is timed. `ms_per_image` is the wall
-    time of compiled `predict` alone, without loading or copying, per row computed.
+    Compiled once; the first batch runs twice, so that neither compiling nor warming up is timed. `ms_per_image` is the
+    wall time of compiled `predict` alone, without loading or copying, per row computed.
 
     Args:
       stage: its `predict` is used, its name and `seed` name the order of the feed.
@@ -96,8 +97,8 @@ def predictions(
     broken = ~(np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2)))
     if broken.any():
         raise RuntimeError(
-            f"{broken.sum()} of {len(records)} images in split {split!r} of {data.spec.category!r} got a score or a map "
-            f"that is not finite, the first is {records[int(np.argmax(broken))].path}"
+            f"{broken.sum()} of {len(records)} images in split {split!r} of {data.spec.category!r} got a score or a "
+            f"map that is not finite, the first is {records[int(np.argmax(broken))].path}"
         )
     return Predictions(records, scores, maps, masks, 1e3 * seconds / (steps * batch_size))
 
@@ -106,8 +107,9 @@ def predictions(
 class Threshold:
     """Where normal ends, in raw units: an image is called anomalous when its score is above `image`.
 
-    image: of image scores · pixel: of map values, for contours · pixel_median: the middle of the normal map values, the lower
-    end of the colour scale · rule, quantile: how `image` was set · source: 'holdout' or 'train' · n_images: how many normals.
+    image: of image scores · pixel: of map values, for contours · pixel_median: the middle of the normal map values, the
+    lower end of the colour scale · rule, quantile: how `image` was set · source: 'holdout' or 'train' ·
+    n_images: how many normals.
     """
 
     image: float
@@ -214,7 +216,6 @@ def category_result(
     *,
     n_train: int,
     fit_seconds: float,
-    pro_limits: Sequence[float] = (0.3, 0.05),
     metrics_mode: str = "exact",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -224,12 +225,11 @@ def category_result(
       found: predictions of the test split.
       limit: its threshold, from `threshold`.
       n_train: training images; fit_seconds: wall time of training.
-      pro_limits: AUPRO's false positive rates.
       metrics_mode: 'exact', or 'binned': counted in bins, with the error bounds.
       seed: of the bootstrap.
     """
     labels = found.labels
-    result, notes = _metrics(found, pro_limits, metrics_mode)
+    result, notes = _metrics(found, metrics_mode)
     interval = bootstrap_auroc(found.scores, labels, seed=seed)
     called = limit.calls(found.scores)
     result |= {
@@ -247,11 +247,11 @@ def category_result(
     for defect in sorted({record.defect for record in found.records if record.label}):
         of_type = np.array([record.label and record.defect == defect for record in found.records])
         part = _select(found, of_type | ~labels)  # this type against all normals
-        values, _ = _metrics(part, pro_limits, metrics_mode)
+        values, _ = _metrics(part, metrics_mode)
         defects[defect] = {
             "n": int(of_type.sum()),
             "misses": int(np.sum(of_type & ~called)),
-            **{key: values[key] for key in METRICS if key in values},
+            **{key: values[key] for key in METRICS},
         }
     empty = int(np.sum(labels & ~found.masks.any(axis=(1, 2))))
     if empty and found.masks.any():
@@ -266,7 +266,7 @@ def _select(found: Predictions, keep: np.ndarray) -> Predictions:
     return Predictions(records, found.scores[keep], found.maps[keep], found.masks[keep], found.ms_per_image)
 
 
-def _metrics(found: Predictions, pro_limits: Sequence[float], mode: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _metrics(found: Predictions, mode: str) -> tuple[dict[str, Any], dict[str, str]]:
     """All metrics by name, thresholds chosen on test labels as 'oracle_...', and the notes."""
     if mode not in ("exact", "binned"):
         raise UserError(f"eval.metrics={mode!r} is not known; it is 'exact' or 'binned'")
@@ -274,17 +274,20 @@ def _metrics(found: Predictions, pro_limits: Sequence[float], mode: str) -> tupl
     masks = found.masks if found.masks.any() or not labels.any() else None  # None: anomalies, but nobody drew them
     image = metrics.image_metrics(found.scores, labels)
     if mode == "exact" or masks is None:
-        pixel = metrics.pixel_metrics(found.maps, masks, pro_limits)
+        pixel = metrics.pixel_metrics(found.maps, masks, PRO_LIMITS)
     else:
         starts = range(0, len(labels), 16)
         pixel = metrics.binned_pixel_metrics(
-            lambda: ((found.maps[n : n + 16], masks[n : n + 16]) for n in starts), len(labels), pro_limits=pro_limits
+            lambda: ((found.maps[n : n + 16], masks[n : n + 16]) for n in starts), len(labels), pro_limits=PRO_LIMITS
         )
-    values = {key: value for key, value in (image | pixel).items() if key not in ("notes", "error_bounds")}
-    result: dict[str, Any] = {f"oracle_{key}" if "threshold" in key else key: value for key, value in values.items()}
+    values = image | pixel
+    result: dict[str, Any] = {key: values[key] for key in METRICS}
+    result |= {f"oracle_{key}": value for key, value in values.items() if key.endswith("_threshold")}
     notes = {key: note for key, note in (image["notes"] | pixel["notes"]).items() if key in METRICS}
     if pixel.get("error_bounds"):
         result["error_bounds"] = pixel["error_bounds"]
         worst = max(pixel["error_bounds"], key=pixel["error_bounds"].get)
-        notes["binned"] = f"pixel metrics are binned, the largest error bound is {pixel['error_bounds'][worst]:.1e} ({worst})"
+        notes["binned"] = (
+            f"pixel metrics are binned, the largest error bound is {pixel['error_bounds'][worst]:.1e} ({worst})"
+        )
     return result, notes

@@ -100,7 +100,9 @@ def parse(argv: Sequence[str], own: flags.FlagValues, usage: str) -> tuple[Confi
         print("  --config: the method and its settings, FILE or FILE:VARIANT, e.g. configs/quickstart.py")
         print("  --config.KEY=VALUE: changes one setting, e.g. --config.data.image_size=128")
         for flag in (own[name] for name in own):
-            print(f"  --{flag.name}: {flag.help}" + (f" (default: {flag.value})" if flag.value not in (None, "") else ""))
+            print(
+                f"  --{flag.name}: {flag.help}" + (f" (default: {flag.value})" if flag.value not in (None, "") else "")
+            )
         return None
     argv = list(argv)
     for position, argument in enumerate(argv[:-1]):

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import sys
-import tempfile
+import uuid
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,8 +42,8 @@ _BODY = re.compile(r"(conv1|bn1|layer\d+|features)\.")  # names of the part that
 def load(name: str, weights: str | os.PathLike, stages: Sequence[str], *, seed: int = 0) -> dict[str, Tree]:
     """{'params': tree, 'batch_stats': tree} of NumPy f32 arrays for `backbones.build(name, stages)`.
 
-    weights: 'imagenet', 'random' (He-normal, drawn from `seed`; the same layer is the same whatever `stages`) or a file
-    with torchvision's names: .safetensors, .npz, or .pth, which needs PyTorch. Every name and shape that `stages` need is
+    weights: 'imagenet', 'random' (He-normal, drawn from `seed`; a layer is the same whatever `stages`) or a file with
+    torchvision's names: .safetensors, .npz, or .pth, which needs PyTorch. Every name and shape that `stages` need is
     checked; deeper stages and the classifier may be there or not. Raises UserError, one line with the way out.
 
     >>> variables = load("resnet18", "random", ["layer1"])
@@ -66,7 +66,7 @@ def load(name: str, weights: str | os.PathLike, stages: Sequence[str], *, seed: 
 
 
 def save(path: str | os.PathLike, variables: dict[str, Tree], name: str) -> None:
-    """Writes {'params', 'batch_stats'} of the backbone `name`, whole or up to a stage, as torchvision-named safetensors.
+    """Writes {'params', 'batch_stats'} of backbone `name`, whole or up to a stage, as torchvision-named safetensors.
 
     PyTorch's `load_state_dict` and `load` above read it. The file appears complete or not at all.
     Raises ValueError where a leaf is not one of the backbone's.
@@ -159,11 +159,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from error
     state = torch.load(path, map_location="cpu", weights_only=True)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: no tensors at its top level, but {list(state)[:4]}; save the state_dict itself")
     return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
 def _check(path: Path, name: str, stages: Sequence[str], expected, shapes: dict[str, tuple[int, ...]]) -> None:
-    """All that is needed is there in its shape, and the body has nothing that `name` has not (resnet34 holds resnet18's names)."""
+    """All that is needed is there, in its shape, and nothing that `name` has not (resnet34 has all names of resnet18)."""
     whole = dict(_expected(name, backbones.stages(name)).values())
     missing = next((n for n, _ in sorted(expected.values()) if n not in shapes), None)
     wrong = next((n for n, shape in sorted(expected.values()) if shapes.get(n, shape) != shape), None)
@@ -186,7 +188,9 @@ def _guess(name: str, shapes: dict[str, tuple[int, ...]]) -> str:
         whole = dict(_expected(candidate, backbones.stages(candidate)).values())
         if not body or not all(whole.get(n) == shape for n, shape in body.items()):
             continue
-        held = [s for s in backbones.stages(candidate) if {n for n, _ in _expected(candidate, (s,)).values()} <= set(body)]
+        held = [
+            s for s in backbones.stages(candidate) if dict(_expected(candidate, (s,)).values()).keys() <= body.keys()
+        ]
         reach = f"{candidate} up to {held[-1]}" if held else f"a part of {candidate}"
         if candidate != name:
             return f"it looks like {reach}: set --config.backbone.name={candidate}, or give weights of {name}"
@@ -224,27 +228,28 @@ def _imagenet(name: str) -> Path:
 
 def _download(name: str, entry: dict, path: Path) -> Path:
     """Fetches one file of the manifest into the cache, checked before it appears there."""
+    reason = ""
     try:
         import huggingface_hub as hub
+        from huggingface_hub import constants
 
         try:  # one quick try: without a network the library's own retries take 23 s to say so
-            hub.get_session().head(hub.constants.ENDPOINT, timeout=10)
-            reachable, reason = True, ""
+            hub.get_session().head(constants.ENDPOINT, timeout=10)
         except Exception as error:
-            reachable, reason = False, f"{hub.constants.ENDPOINT} cannot be reached ({type(error).__name__})"
-        options = dict(revision=entry["revision"], local_files_only=not reachable)
+            reason = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+        offline = bool(reason)  # then only what is already in the library's cache
+        options = dict(revision=entry["revision"], local_files_only=offline)
         fetched = Path(hub.hf_hub_download(entry["repo"], entry["remote_file"], **options))
     except Exception as error:  # no network, no such mirror, no library: all have the same way out
-        reason = reason if "reason" in locals() and reason else f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(
-            f"no ImageNet weights for {name}: {reason}; fetch {entry['address']} where there is a network and pass it as "
-            f"{FLAG}=FILE, or put it as {entry['file']} in a folder named by JAXAD_WEIGHTS"
+            f"no ImageNet weights for {name}: {reason}; fetch {entry['address']} where there is a network and pass it "
+            f"as {FLAG}=FILE, or put it as {entry['file']} in a folder named by JAXAD_WEIGHTS"
         ) from error
     digest = _sha256(fetched)
     stated = entry["sha256"] or fetched.resolve().name  # the hub's library names large files by the hub's own sha256
     if re.fullmatch("[0-9a-f]{64}", stated) and digest != stated:
         raise UserError(f"{fetched}: sha256 is {digest}, not {stated}; delete it and run again")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if entry["sha256"] is None:
         _write(_record(path), f"{digest}  {path.name}\n".encode())
     _write(path, fetched)
@@ -269,15 +274,14 @@ def _sha256(path: Path) -> str:
 
 def _write(path: Path, content: bytes | Path) -> None:
     """Bytes, or a copy of a file; complete or not at all, also if the disk is full or two processes write at once."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(handle, "wb") as file:
-            if isinstance(content, Path):
-                with open(content, "rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
-            else:
-                file.write(content)
+        if isinstance(content, Path):
+            shutil.copyfile(content, temporary)
+        else:
+            temporary.write_bytes(content)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -15,13 +18,13 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxad import config as configs
-from jaxad import evaluate, report, sharding, train
+from jaxad import evaluate, metrics, report, sharding, train
 from jaxad.data import pipeline
 from jaxad.errors import UserError
 from jaxad.flags import keys
 from jaxad.log import Log
 from jaxad.report import files
-from jaxad.types import Data, Stage
+from jaxad.types import Data, Predictions, Stage, TrainState
 
 # What may change between two runs of one workdir: it changes how a run is watched, not what it computes.
 FREE = ("report", "eval", "checkpoint", "mesh", "train.log_every", "data.cache_dir", "data.memory_mb")
@@ -54,7 +57,18 @@ def commit() -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, devices and command of this process."""
-    names = ("jaxad", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow", "ml-collections")
+    names = (
+        "jaxad",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+        "scipy",
+        "pillow",
+        "ml-collections",
+    )
     installed = {name: _version(name) for name in names}
     devices = [f"{device.platform}:{device.device_kind}" for device in jax.devices()]
     return {
@@ -114,41 +128,42 @@ def _at(tree: Any, key: str) -> Any:
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Trains and evaluates `config.method` on every category and writes the report; returns what results.json holds."""
     mesh = sharding.start(config.mesh)
+    method = resolve(config.method)
     with jax.set_mesh(mesh):
-        categories = pipeline.categories(config)
-        opened = {}
-        for category in categories:  # all of them, and their stages, before the first is trained: mistakes show at once
-            data = pipeline.open(config, category)
-            opened[category] = data, resolve(config.method).stages(config, data.spec)
-            for stage in opened[category][1]:
-                sharding.my_rows(mesh, stage.feed.batch_size)
+        opened = {category: pipeline.open(config, category) for category in pipeline.categories(config)}
+        for stage in method.stages(config, next(iter(opened.values())).spec):  # mistakes show before anything is made
+            sharding.my_rows(mesh, stage.feed.batch_size)
         claim(workdir, config)
         sharding.barrier("claim")
-        found = {
-            category: run_category(config, workdir, mesh, category, data, stages)
-            for category, (data, stages) in opened.items()
-        }
+        entries = {}
+        for category, data in opened.items():
+            entries[category] = run_category(config, workdir, mesh, data, method.stages(config, data.spec))
         if not sharding.is_main():
             return {}
-        return report.write(workdir, config.to_dict(), found, opened, commit())
+        results = report.write(workdir, config.to_dict(), entries, commit())
+        report.show(results)
+        return results
 
 
 def run_category(
-    config: ConfigDict, workdir: str, mesh: jax.sharding.Mesh, category: str, data: Data, stages: tuple[Stage, ...]
-) -> dict[str, Any]:
-    """Trains every stage on one category, then scores its normals and its test set."""
-    folder = os.path.join(workdir, category)
-    log = Log(folder, sharding.is_main())
+    config: ConfigDict, workdir: str, mesh: jax.sharding.Mesh, data: Data, stages: tuple[Stage, ...]
+) -> report.Entry | None:
+    """Trains every stage on one category, scores its normals and its test set, draws its pictures."""
     spec = data.spec
+    folder = os.path.join(workdir, spec.category)
+    main = sharding.is_main()
+    log = Log(folder, main)
     log.say(
-        f"{category}: {spec.n_train} training images, {spec.n_holdout} held out, "
+        f"{spec.category}: {spec.n_train} training images, {spec.n_holdout} held out, "
         f"{spec.n_test_normal} normal and {spec.n_test_anomalous} anomalous test images"
     )
     for note in data.notes:
-        log.say(f"{category}: note: {note}")
+        log.say(f"{spec.category}: {note}")
+    if main:
+        files.write_json(os.path.join(folder, "splits.json"), data.manifest())
+    size = sharding.round_up(config.eval.batch_size, mesh)
 
-    def predict(stage, state, split):
-        size = sharding.round_up(config.eval.batch_size, mesh)
+    def predict(stage: Stage, state: TrainState, split: str) -> Predictions:
         return evaluate.predictions(
             stage,
             state,
@@ -163,23 +178,38 @@ def run_category(
 
     carry, seconds = None, 0.0
     for stage in stages:
-
-        def watch(state, step, stage=stage):
-            return evaluate.watch(predict(stage, state, "test"))
-
+        watch = functools.partial(_watch, predict, stage) if stage.predict else None
+        where = os.path.join(folder, stage.name)
         carry, spent = train.train(
-            stage,
-            data,
-            carry,
-            seed=config.seed,
-            mesh=mesh,
-            folder=os.path.join(folder, stage.name),
-            config=config,
-            log=log,
-            evaluate=watch if stage.predict else None,
+            stage, data, carry, seed=config.seed, mesh=mesh, folder=where, config=config, log=log, evaluate=watch
         )
         seconds += spent
-    split = evaluate.threshold_split(spec)
-    normals, test = predict(stages[-1], carry, split), predict(stages[-1], carry, "test")
+    log.say(f"{spec.category}: predicts")
+    normals = predict(stages[-1], carry, evaluate.threshold_split(spec))
+    test = predict(stages[-1], carry, "test")
     log.close()
-    return {"normals": normals, "test": test, "split": split, "fit_seconds": seconds}
+    if not main:
+        return None
+    test = _keep_time(os.path.join(folder, "timing.json"), test, seconds)
+    return report.category(workdir, config.to_dict(), data, normals, test, fit_seconds=seconds)
+
+
+def _watch(predict: Callable, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
+    """Test metrics in the middle of training: to look at, never to choose a step by."""
+    found = predict(stage, state, "test")
+    values = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, found.masks)
+    names = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
+    return {f"test/{name}": values[name] for name in names if values[name] is not None}
+
+
+def _keep_time(path: str, test: Predictions, seconds: float) -> Predictions:
+    """A finished run that is run again reports the time that it measured first, so that its results stay the same."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            measured = json.load(file)
+        if measured["fit_seconds"] == seconds:
+            return dataclasses.replace(test, ms_per_image=measured["predict_ms_per_image"])
+    except (OSError, ValueError, KeyError):
+        pass  # none yet, or not readable: measured now
+    files.write_json(path, {"fit_seconds": seconds, "predict_ms_per_image": test.ms_per_image})
+    return test

@@ -140,9 +140,7 @@ def train(
             def save(step):
                 checkpoints.save(step, state, {"seconds": before + time.perf_counter() - began})
 
-            batches = data.batches(
-                stage.feed, seed=seed, stage=stage.name, start=done_steps, stop=steps, rows=rows
-            )
+            batches = data.batches(stage.feed, seed=seed, stage=stage.name, start=done_steps, stop=steps, rows=rows)
             compiled = None
             pending: list[dict] = []
             with _Stop() as stop, Meter(log, stage.name, steps, done_steps) as meter:

@@ -144,6 +144,10 @@ class Data(Protocol):
         """u8[H, W, 3], resized as the batches are."""
         ...
 
+    def manifest(self) -> dict[str, Any]:
+        """Which image is in which split, JSON-able; saved with the run."""
+        ...
+
     def batches(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int, rows: slice) -> Iterator[Batch]:
         """NumPy batches n = start .. stop - 1, each only the `rows` of the global batch (one process's share).
 

@@ -234,7 +234,6 @@ def test_a_stage_fed_in_order_takes_one_pass_whatever_its_steps_say():
     assert stage.steps == 0 and train.steps_of(stage, data) == 2
 
 
-
 def test_an_update_that_changes_a_type_is_named_before_the_second_step(tmp_path):
     data, made = toy.ArrayData(), config()
     stage = toy.stages(made, data.spec)[0]

@@ -42,9 +42,9 @@ def test_sequence_shows_the_second_update_the_first_ones_result():
     after, _ = update.apply(update.init(state(a=3.0, b=1.0)), BATCH, KEY)
     assert after.params["a"]["w"] == 1.0  # 3 - 0.5 * 4: onto b
     assert after.params["b"]["w"] == 1.0  # and b follows the new a, which is where b is
-    other, _ = sequence(*reversed([descend(quadratic, optax.sgd(0.5), "a"), descend(follow, optax.sgd(0.5), "b")])).apply(
-        update.init(state(a=3.0, b=1.0)), BATCH, KEY
-    )
+    other, _ = sequence(
+        *reversed([descend(quadratic, optax.sgd(0.5), "a"), descend(follow, optax.sgd(0.5), "b")])
+    ).apply(update.init(state(a=3.0, b=1.0)), BATCH, KEY)
     assert other.params["b"]["w"] == 3.0
 
 

@@ -26,7 +26,8 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        x = nn.Conv(4, (3, 3), param_dtype=self.dtype)(images)
+        # no bias before BatchNorm: its gradient is zero up to rounding, which Adam would blow up
+        x = nn.Conv(4, (3, 3), use_bias=False, param_dtype=self.dtype)(images)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, param_dtype=self.dtype)(x))
         x = nn.Dropout(0.2, deterministic=not train)(x)
         return nn.Conv(3, (3, 3), param_dtype=self.dtype)(x)
@@ -117,6 +118,8 @@ class ArrayData:
         n = len(self.images)
         for step in range(start, stop):
             index, valid = (part[rows] for part in order.rows_of(feed, n, seed=seed, stage=stage, n=step))
-            image = np.where(valid[:, None, None, None], self.images[np.minimum(index, n - 1)], self.images.dtype.type(0))
+            image = np.where(
+                valid[:, None, None, None], self.images[np.minimum(index, n - 1)], self.images.dtype.type(0)
+            )
             flat = np.zeros(len(index), bool)
             yield Batch(image, np.zeros(image.shape[:3], bool), flat, index, valid)

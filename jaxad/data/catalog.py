@@ -1,21 +1,25 @@
-"""From `config.data` to open images: which categories there are, and random access to the images of one of them.
-
-A data set is prepared once, by its TFDS builder, into a cache keyed by the listing of its files (relative paths, sizes,
-modification times): touched files mean a new preparation. Preparing happens in a scratch folder under a lock and ends
-in a rename, so two processes that start at once, or one that is killed half-way, leave nothing broken behind. Images are
-stored as they lie on disk (no re-encoding of 8-bit PNG and JPEG), in array_record files, and read by index.
-"""
+"""From `config.data` to open images: which categories there are, and random access to the images of one of them."""
 
 from __future__ import annotations
 
+import difflib
 import os
-from typing import Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxad.types import Record
+from jaxad.data.listing import Listing, data_root, folders_in
+from jaxad.types import Record, UserError
+
+if TYPE_CHECKING:
+    from jaxad.data.builders import AnomalyBuilder
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's C++ side reads it at import: no banners
+
+DATASETS = ("demo", "folder", "mvtec_ad", "mvtec_3d_ad", "visa", "btad")
 
 
 class Source(Protocol):
@@ -38,3 +42,96 @@ class Source(Protocol):
     def load(self, split: str, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Image u8[h, w, 3] RGB and mask bool[h, w] (all False where normal or without a mask) of record i."""
         ...
+
+
+def categories(config: ConfigDict) -> tuple[str, ...]:
+    """The categories that `config.data.category` names: one, a comma list, or 'all' that are there.
+
+    For `folder`, an empty category is the data root itself, named by its last folder; for the demo, both it has.
+    Raises UserError for an unknown data set or category, with the nearest, and for a missing or empty folder.
+    """
+    builder, root = _builder(config)
+    wanted = [name.strip() for name in config.data.category.split(",") if name.strip()]
+    if builder.name == "folder" and (not wanted or wanted in (["all"], [root.name]) and builder.is_category(root)):
+        return (_own_name(builder, root),)
+    found = builder.found(root)
+    if builder.name == "demo" and not wanted or wanted == ["all"]:
+        names = tuple(name for name in found if name in builder.CATEGORIES or builder.name == "folder")
+        if not names:
+            raise UserError(_nothing_found(builder, root))
+        return names
+    if not wanted:
+        raise UserError(f"config.data.category is empty; set it to 'all' or some of {', '.join(found) or 'none found'}")
+    for name in wanted:
+        if name not in found:
+            raise UserError(_unknown(builder, root, name, found))
+    return tuple(dict.fromkeys(wanted))
+
+
+def open_source(config: ConfigDict, category: str) -> Source:
+    """Opens one of `categories(config)`, preparing it first where the cache does not hold its files as they are now.
+
+    Raises UserError for whatever is wrong with the folder: no or one normal training image, a mask without an image or
+    of another size, an unreadable file, a full disk.
+    """
+    from jaxad.data import prepared
+
+    listing = list_category(config, category).check()
+    return prepared.open_category(_builder(config)[0], category, listing, cache_folder(config))
+
+
+def list_category(config: ConfigDict, category: str) -> Listing:
+    """What lies in the folder of `category`, problems included: nothing is read or prepared."""
+    builder, root = _builder(config)
+    itself = builder.name == "folder" and category == root.name and builder.is_category(root)
+    return builder.listing(root, "" if itself else category)
+
+
+def cache_folder(config: ConfigDict) -> Path:
+    """config.data.cache_dir, else $JAXAD_CACHE, else ~/.cache/jaxad."""
+    chosen = config.data.cache_dir or os.environ.get("JAXAD_CACHE") or Path.home() / ".cache" / "jaxad"
+    return Path(chosen).expanduser().absolute()
+
+
+def _builder(config: ConfigDict) -> tuple[type[AnomalyBuilder], Path]:
+    from jaxad.data import builders
+
+    name = config.data.dataset
+    if name not in builders.BUILDERS:
+        raise UserError(f"config.data.dataset={name!r} is unknown{_nearest(name, DATASETS)}; use {', '.join(DATASETS)}")
+    builder = builders.BUILDERS[name]
+    return builder, Path() if name == "demo" else data_root(config.data.root)
+
+
+def _own_name(builder: type[AnomalyBuilder], root: Path) -> str:
+    if builder.is_category(root):
+        return root.name
+    if found := builder.found(root):
+        raise UserError(f"{root} is not a category; set config.data.category to 'all' or some of {', '.join(found)}")
+    raise UserError(_nothing_found(builder, root))
+
+
+def _nothing_found(builder: type[AnomalyBuilder], root: Path) -> str:
+    if builder.name == "folder":
+        return f"{root} holds no images and no folder with train/ or good/; set config.data.root to one that does"
+    hint = f"set config.data.root to the folder that holds {', '.join(builder.CATEGORIES[:2])}, ..."
+    if root.name in builder.CATEGORIES:
+        hint = f"it is a category: use config.data.root={root.parent} and config.data.category={root.name}"
+    else:
+        inner = [path for path in folders_in(root) if builder.found(path)]
+        if inner:
+            hint = f"did you mean config.data.root={inner[0]}?"
+    return f"{root} holds no {builder.name} category; {hint}"
+
+
+def _unknown(builder: type[AnomalyBuilder], root: Path, name: str, found: tuple[str, ...]) -> str:
+    if not found:
+        return _nothing_found(builder, root)
+    place = "" if builder.name == "demo" else f" in {root}"
+    shown = [other for other in found if other in builder.CATEGORIES] or found
+    return f"config.data.category={name!r} is not{place}{_nearest(name, found)}; found: {', '.join(shown)}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, 1, 0.5)
+    return f" (nearest: {close[0]})" if close else ""

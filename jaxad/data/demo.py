@@ -1,9 +1,10 @@
 """The demo data set, drawn with NumPy: a woven cloth (texture) and a steel washer (object), 128 x 128 pixels.
 
 Every image is a function of (seed, category, split, defect, number): no file, no download. Normal images differ in
-position, angle, lighting, colour cast, weave or brushing, and sensor noise. Defects are drawn into the scene before
-lighting and noise (a thread removed, a bite taken out of the rim, a crack that walks outwards, rust that eats the gloss);
-they are not patches pasted or blended from other images, which is how several methods make their training anomalies.
+position, angle, lighting, colour cast, weave or turning marks, and sensor noise. Defects are drawn into the scene
+before lighting and noise (a thread removed, a bite taken out of the rim, a crack that walks outwards, rust that eats
+the gloss); they are not patches pasted or blended from other images, which is how several methods make their training
+anomalies.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
     if defect == "chip":  # a bite out of the rim
         where = rng.uniform(0, 2 * np.pi)
         rim = outer + rng.uniform(0.5, 2.5)
-        bite = _irregular_distance(rng, rng.uniform(5.5, 9.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)]))
+        bite = _irregular_distance(
+            rng, rng.uniform(5.5, 9.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)])
+        )
         mask |= (bite < 0) & (edge > 0)
         edge = np.minimum(edge, bite)
     ring = np.clip(edge + 0.5, 0, 1)

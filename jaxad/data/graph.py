@@ -56,8 +56,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches start .. stop - 1.
 
-    read(n) -> (the batch, its images u8, and for each view i32[b, 2], the seeds) · shape: (b, side) · others: where views
-    find other images, needed if there are views · as_float=False leaves uint8 images as they are.
+    read(n) -> (the batch, its images u8, and for each view i32[b, 2], the seeds) · shape: (b, side) · others: where
+    views find other images, needed if there are views · as_float=False leaves uint8 images as they are.
     """
     tf = tensorflow()
     resolved = [ops.resolve(view) for view in views]

@@ -1,10 +1,10 @@
 """Image files to arrays, and resizing: PIL and NumPy, no TensorFlow.
 
 Whatever lies on disk becomes u8[h, w, 3] RGB. Grey is repeated over the channels, palettes are looked up, CMYK is
-converted, the first frame of several is taken. 16-bit grey is scaled by its full range (divided by 257 and rounded), not
-clipped: a camera that fills 12 of the 16 bits therefore gives a dark image, and no two grey levels swap order. 16-bit
-colour keeps the high byte, within one grey level of the same. Alpha is dropped, not composited: hidden colours under
-transparent pixels reappear, which is what a camera saw. EXIF orientation is ignored, so that image and mask stay aligned.
+converted, the first frame of several is taken. 16-bit grey is scaled by its full range (divided by 257 and rounded),
+not clipped: a camera that fills 12 of the 16 bits therefore gives a dark image. 16-bit colour keeps the high byte,
+within one grey level of the same. Alpha is dropped, not composited: a camera saw the colours under transparent pixels.
+EXIF orientation is ignored, so that image and mask stay aligned.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def decode_mask(source: bytes | str | os.PathLike, name: str = "", above: int = 
 
 
 def describe(source: bytes | str | os.PathLike, name: str = "") -> tuple[tuple[int, int], str]:
-    """((height, width), kind) from the header alone; kind such as 'grey 8-bit', 'RGB 8-bit', 'grey 16-bit', 'palette'."""
+    """((height, width), kind) from the header alone; kind: 'grey 8-bit', 'RGB 8-bit', 'grey 16-bit', 'palette', ..."""
     image, _ = _open(source, name)
     return (image.height, image.width), _kind(image)
 

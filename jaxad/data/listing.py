@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,7 @@ _NORMAL_BY_ANOTHER_NAME = ("ok", "normal", "nominal")  # refused where 'good' is
 class Sample(NamedTuple):
     """One image. Paths are relative to the data root, '/'-separated.
 
-    defect: 'good' for a normal image · mask: its ground truth, None where there is none · xyz: MVTec 3D-AD's point image.
+    defect: 'good' for a normal image · mask: its ground truth, None where there is none · xyz: MVTec 3D-AD alone.
     """
 
     path: str
@@ -67,7 +66,9 @@ class Listing:
                 for path in (sample.path, sample.mask, sample.xyz):
                     if path is not None:
                         stat = (self.root / path).stat()
-                        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+                        digest.update(
+                            f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
+                        )
         return digest.hexdigest()[:20]
 
     def check(self) -> Listing:
@@ -132,7 +133,7 @@ def pair_masks(images: list[Path], masks: list[Path], required: bool) -> tuple[d
 
 
 def mvtec_layout(root: Path, category: str, *, normal: str = NORMAL, masks_required: bool = True) -> Listing:
-    """`CATEGORY/{train/good, test/good, test/<defect>, ground_truth/<defect>}`, as MVTec AD and many others lie on disk.
+    """`CATEGORY/{train/good, test/good, test/<defect>, ground_truth/<defect>}`, as MVTec AD and others lie on disk.
 
     category '': `root` itself. normal: the folder of normal images (BTAD: 'ok'), listed as 'good'. Anomalies under
     `train` are listed as such, with masks from `ground_truth/train/<defect>`.
@@ -174,7 +175,7 @@ def finish(
     notes: Iterable[str] = (),
     searched: Iterable[Path] = (),
 ) -> Listing:
-    """A Listing in path order with the checks that every layout shares; `searched` folders are where files may be lost."""
+    """A Listing in path order, with the checks that every layout shares; `searched`: folders that may hold more files."""
     problems, notes = list(problems), list(notes)
     ordered = {split: tuple(sorted(samples)) for split, samples in splits.items() if samples}
     where = root / category
@@ -187,7 +188,9 @@ def finish(
     without = sum(sample.mask is None for sample in anomalies)
     if without:
         notes.append(f"{without} of {len(anomalies)} anomalous test images have no mask: no pixel metrics")
-    used = {path for samples in ordered.values() for sample in samples for path in (sample.path, sample.mask, sample.xyz)}
+    used = {
+        path for samples in ordered.values() for sample in samples for path in (sample.path, sample.mask, sample.xyz)
+    }
     lost = [
         relative
         for folder in searched

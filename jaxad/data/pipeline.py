@@ -13,7 +13,6 @@ same batches come from NumPy alone; TensorFlow is imported when the first graph 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,6 @@ class Pipeline(store.Category):
         from jaxad.data import images
 
         data = config.data
-        pool = ThreadPoolExecutor(store.cores())
         parts = splits.split(
             source.records("train"),
             source.records("test"),
@@ -62,12 +60,12 @@ class Pipeline(store.Category):
             holdout=data.holdout,
             n_shot=data.n_shot,
             n_anomalies=data.n_anomalies,
-            digests=lambda rows: list(pool.map(lambda i: splits.content(source.load("test", i)[0]), rows)),
+            digests=lambda rows: list(store.pool().map(lambda i: splits.content(source.load("test", i)[0]), rows)),
         )
         rows = {"train": parts.train, "holdout": parts.holdout, "test": parts.test}
         if data.resize == "none":
             everything = [row for part in rows.values() for row in part]
-            shapes = pool.map(lambda row: source.load(row.split, row.index)[0].shape[:2], everything)
+            shapes = store.pool().map(lambda row: source.load(row.split, row.index)[0].shape[:2], everything)
             side = _common_side([row.record.path for row in everything], list(shapes))
         else:
             side = (data.resize == "short_crop" and data.crop_size) or data.image_size

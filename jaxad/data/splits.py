@@ -58,7 +58,7 @@ def shuffled(seed: int, draw: str, n: int) -> np.ndarray:
 
 
 def content(image: np.ndarray) -> bytes:
-    """A digest of the decoded pixels and their shape: equal for copies under other names or in other lossless formats."""
+    """A digest of the decoded pixels and their shape: equal for copies under other names and in lossless formats."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image))
     return digest.digest()

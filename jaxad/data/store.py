@@ -6,6 +6,7 @@ index, image by image. Which of the two it is changes no batch.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
@@ -27,6 +28,12 @@ Fetch = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # i32[b] -> u8[b,
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def pool() -> ThreadPoolExecutor:
+    """The threads that decode. What runs in them may not wait for them."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="jaxad-decode")
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
@@ -60,8 +67,8 @@ MEMORY = Memory()
 class Store:
     """The `n` images and masks of one split, `side` pixels square. limit: bytes that may stay decoded; 0: none."""
 
-    def __init__(self, n: int, side: int, load: Load, pool: ThreadPoolExecutor, limit: int):
-        self.n, self.side, self.load, self.pool, self.limit = n, side, load, pool, limit
+    def __init__(self, n: int, side: int, load: Load, limit: int):
+        self.n, self.side, self.load, self.limit = n, side, load, limit
         self.nbytes = n * side * side * 4
         self.kept: tuple[np.ndarray, np.ndarray] | None = None
         self._lock = threading.Lock()
@@ -77,7 +84,7 @@ class Store:
         if len(index) == 1:
             read(0)
         else:
-            list(self.pool.map(read, range(len(index))))
+            list(pool().map(read, range(len(index))))
         return images, masks
 
     def open(self) -> Fetch:
@@ -102,15 +109,14 @@ def stores_of(counts: Mapping[str, int], side: int, load: Callable[[str], Load],
     """A store for each split with `counts[split]` images; kept in memory if all of them together fit in `memory_mb`."""
     limit = int(memory_mb * 2**20)
     small = sum(counts.values()) * side * side * 4 <= limit
-    pool = ThreadPoolExecutor(cores())
-    return {split: Store(n, side, load(split), pool, limit if small else 0) for split, n in counts.items()}
+    return {split: Store(n, side, load(split), limit if small else 0) for split, n in counts.items()}
 
 
 class Category:
     """Half of `jaxad.types.Data`: everything but `batches`.
 
-    Splits: 'train', 'holdout', 'test', and 'train_normal', the rows of 'train' without moved anomalies, which come last,
-    so that an index means the same image in both.
+    Splits: 'train', 'holdout', 'test', and 'train_normal', the rows of 'train' without the moved anomalies; these come
+    last, so an index means the same image in both.
     """
 
     def __init__(

@@ -37,12 +37,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an op may know beside the image.
+    """What an op may know beside the image. Draws are from the training split, its normals first, then its anomalies.
 
-    Draws are from the training split, its normals first, then its anomalies.
-
-    index: i32[], the image's row there, -1 for an image of another split · label: bool[], True = a real anomaly moved into training · mask: bool[H, W], its mask ·
-    n_normal, n_anomalous: training images · load(i32[]) -> (u8[H, W, 3], bool[H, W]), a training image and its mask.
+    index: i32[], the image's row there, -1 for an image of another split · label: bool[], True = a real anomaly moved
+    into training · mask: bool[H, W], its mask · n_normal, n_anomalous: training images ·
+    load: i32[] -> (u8[H, W, 3], bool[H, W]), a training image and its mask.
     """
 
     index: tf.Tensor
@@ -102,7 +101,7 @@ def rotated(image: tf.Tensor, context: Context, seed: tf.Tensor, *, degrees: flo
 
 
 def turn(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
-    """f32[H, W, C] turned by `angle` radians (positive: counter-clockwise) about its centre; bilinear, border repeated."""
+    """f32[H, W, C] turned counter-clockwise by `angle` radians about its centre; bilinear, border repeated."""
     import tensorflow as tf
 
     height, width = image.shape[0], image.shape[1]

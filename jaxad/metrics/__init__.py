@@ -6,6 +6,8 @@ not fit; the curves are for plots; the thresholds for decisions. Misuse raises V
 
 from __future__ import annotations
 
+import numpy as np
+
 from jaxad.metrics import pro, ranking
 from jaxad.metrics.binned import PixelBins, RankSketch, binned_pixel_metrics
 from jaxad.metrics.iou import iou_curve
@@ -45,6 +47,8 @@ def image_metrics(scores, labels) -> dict:
     >>> image_metrics([0.1, 0.4], [0, 0])["notes"]["image_auroc"]
     'no anomalous images'
     """
+    if np.ndim(scores) != 1:
+        raise ValueError(f"image scores must be [N], one per image, got shape {np.shape(scores)}")
     t = ranking.tally(scores, labels)
     keys = ("image_auroc", "image_ap", "image_f1max", "image_f1max_threshold")
     reason = t.missing("images")

@@ -22,8 +22,9 @@ SMALLEST_SAMPLE = 16  # ranks per image below which the edges say little
 class RankSketch:
     """First pass: a bounded sample of the scores, from which bin edges are drawn.
 
-    Of each image the same ranks are kept, half of them even, half ever closer to the top (where small false positive
-    rates, and defects, are decided): the sample is deterministic and moves with any increasing transform.
+    Of each image the same ranks are kept, the k-th of m at a share (k / m)^2 from the top: closest at the top, where
+    small false positive rates, and defects, are decided. The sample is deterministic and moves with any increasing
+    transform.
 
     Args:
       images: how many images will come, over all processes.
@@ -46,9 +47,7 @@ class RankSketch:
         n = maps[0].size if len(maps) else 0
         if not n:
             return
-        even = np.linspace(0, n - 1, self.ranks // 2)
-        top = n - np.geomspace(1, n, self.ranks - self.ranks // 2)
-        ranks = np.unique(np.rint(np.concatenate([even, top])).astype(np.int64))
+        ranks = np.rint((n - 1) * (1 - np.linspace(0.0, 1.0, self.ranks) ** 2)).astype(np.int64)
         self._keep(np.sort(maps.reshape(len(maps), n), axis=1)[:, ranks].ravel(), len(maps))
 
     def merge(self, sample: np.ndarray, images: int) -> None:

@@ -2,7 +2,7 @@
 
 PRO(t) is the mean over all ground-truth regions of the share of the region's pixels with score >= t. AUPRO is the area
 under PRO against the false positive rate up to a limit, divided by the limit (Bergmann et al., The MVTec Anomaly
-Detection Dataset, IJCV 2021, section 5.2). The false positive rate is over all normal pixels of all images, normal
+Detection Dataset, IJCV 2021). The false positive rate is over all normal pixels of all images, normal
 images included; every distinct score is a threshold; regions are 8-connected; between thresholds, and at the limit, the
 curve is linear.
 """

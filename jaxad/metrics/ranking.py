@@ -122,8 +122,7 @@ def _search(ascending: np.ndarray, descending: np.ndarray, side: str) -> np.ndar
 
 
 def exact_dot(a: np.ndarray, b: np.ndarray) -> int:
-    """sum(a * b) of two non-negative i64[K] as a Python int; in two halves, so that nothing overflows while sum(b) <
-    2**32."""
+    """sum(a * b) of two non-negative i64[K], as a Python int; exact while sum(b) < 2**32, as `a` is taken in halves."""
     return (int(np.dot(a >> 31, b)) << 31) + int(np.dot(a & (2**31 - 1), b))
 
 
@@ -142,8 +141,7 @@ def average_precision(t: Tally) -> float:
 
 
 def best_f1(t: Tally) -> tuple[float, float]:
-    """(F1, threshold): the largest F1 = 2 TP / (TP + FP + P) over all thresholds, and the highest threshold that has
-    it.
+    """(F1, threshold): the largest F1 = 2 TP / (TP + FP + P) over all thresholds, at the highest that has it.
 
     Only scores of anomalies need be tried: moving the threshold to a normal's score just adds a false alarm.
     """
@@ -151,7 +149,7 @@ def best_f1(t: Tally) -> tuple[float, float]:
 
 
 def best_iou(t: Tally) -> tuple[float, float]:
-    """(IoU, threshold): the largest IoU = TP / (P + FP) over all thresholds, and the highest threshold that has it."""
+    """(IoU, threshold): the largest IoU = TP / (P + FP) over all thresholds, at the highest that has it."""
     return _first_max(t.found / (t.n_anomalous + t.alarms), t.scores)
 
 

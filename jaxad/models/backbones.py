@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -18,9 +17,9 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def normalise(image: Array) -> Array:
-    """RGB f[..., 3] in [0, 1] -> what torchvision's ImageNet networks were trained on: minus mean, over standard deviation.
+    """RGB f[..., 3] in [0, 1] -> (image - mean) / standard deviation of ImageNet, which torchvision's networks expect.
 
-    >>> [round(float(v), 3) for v in normalise(jnp.full((1, 1, 1, 3), 0.5))[0, 0, 0]]
+    >>> [round(float(v), 3) for v in normalise(np.full((1, 1, 1, 3), 0.5, np.float32))[0, 0, 0]]
     [0.066, 0.196, 0.418]
     """
     shape = (1,) * (image.ndim - 1) + (3,)
@@ -28,9 +27,10 @@ def normalise(image: Array) -> Array:
 
 
 def build(name: str, stages: Sequence[str], dtype=None, **changes) -> nn.Module:
-    """The backbone `name` as a module: apply(variables, images f[B, H, W, 3] normalised, train) -> {stage: f[B, h, w, C]}.
+    """The backbone `name` as a module: apply(variables, normalised f[B, H, W, 3], train) -> {stage: f[B, h, w, C]}.
 
-    It computes only up to the last of `stages`. `changes` shrink it for tests (`resnet.Architecture`, or `widths` of VGG16).
+    It computes only up to the last of `stages`. `changes` shrink it for tests: fields of `resnet.Architecture`, or
+    `widths` of VGG16.
     Raises UserError for a name or a stage that does not exist.
     """
     _known(name)

@@ -19,13 +19,13 @@ from jax import lax
 
 from jaxad.types import Array
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's init of ResNet and VGG convolutions
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's init of all its convolutions
 
 
 def conv(
     features: int, kernel: int, stride: int = 1, dtype=None, *, use_bias: bool = False, name: str | None = None
 ) -> nn.Module:
-    """A square convolution with padding kernel // 2 on every side, as torchvision's: [B, H, W, C] -> [B, H/s, W/s, features].
+    """A square convolution padded by kernel // 2 on every side: [B, H, W, C] -> [B, H/stride, W/stride, features].
 
     >>> layer = conv(8, 3, stride=2)
     >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), jnp.zeros((1, 6, 8, 4)))[0].shape
@@ -58,8 +58,8 @@ def max_pool(x: Array) -> Array:
 class PointwiseConv(nn.Module):
     """A 1x1 convolution as one matrix product over positions; the kernel keeps its shape f32[1, 1, C, features].
 
-    Measured on CPU (2 cores, 8 x 64 x 64 x 256 -> 128): XLA's convolution reaches 87 GFLOP/s forward and 37 in the kernel
-    gradient, this one 365 and 229; at 16 x 16 x 1024 -> 512 it is 354 and 86 against 472 and 300.
+    Measured on 2 CPU cores, 8 x 64 x 64 x 256 -> 128: XLA's convolution reaches 87 GFLOP/s forward and 37 in the
+    kernel gradient, this one 365 and 229; at 8 x 16 x 16 x 1024 -> 512 they reach 354 and 86, 472 and 300.
     """
 
     features: int
@@ -93,7 +93,11 @@ class ConvTranspose2x2(nn.Module):
         kernel = self.param("kernel", torch_default, (2, 2, channels, self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, 4 * self.features)
-        y = (x.reshape(-1, channels) @ matrix).reshape(batch, height, width, 2, 2, self.features).transpose(0, 1, 3, 2, 4, 5)
+        y = (
+            (x.reshape(-1, channels) @ matrix)
+            .reshape(batch, height, width, 2, 2, self.features)
+            .transpose(0, 1, 3, 2, 4, 5)
+        )
         return y.reshape(batch, 2 * height, 2 * width, self.features)
 
 
@@ -115,7 +119,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
         wide = x.astype(dtype)
         mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
         if train:

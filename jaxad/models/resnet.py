@@ -2,7 +2,8 @@
 Zagoruyko and Komodakis 2016, arXiv:1605.07146), in torchvision's arithmetic: the stride sits on the 3x3 convolution.
 
 Stages: 'stem' (conv1, bn1, ReLU; before the max pooling), 'layer1' ... 'layer4' (after the block's addition and ReLU,
-so features are >= 0). The module tree carries torchvision's names with '_' for '.': layer1_0/conv1/kernel is layer1.0.conv1.weight.
+so features are >= 0). The module tree carries torchvision's names with '_' for '.': layer1_0/conv1/kernel is
+layer1.0.conv1.weight.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 def _shortcut(x: Array, features: int, stride: int, up: bool, dtype, train: bool) -> Array:
-    """Inside a block: `x`, or its projection where the shape changes (names downsample_0, _1; upsample_0, _1 where up)."""
+    """In a block's scope: `x`, or where the shape changes its projection: downsample_0, _1 (upsample_0, _1 if up)."""
     if up:
         x = conv_transpose(features, dtype, name="upsample_0")(x)
         return batch_norm(dtype, name="upsample_1")(x, train)
@@ -33,7 +34,7 @@ def _shortcut(x: Array, features: int, stride: int, up: bool, dtype, train: bool
 class BasicBlock(nn.Module):
     """3x3, 3x3, add, ReLU: [B, h, w, C] -> [B, h/stride, w/stride, features]; a projection where the shape changes.
 
-    up: a decoder's first block, whose first convolution is a 2x2 transposed one of stride 2 (RD4AD): [B, 2h, 2w, features].
+    up: a decoder's first block, conv1 a 2x2 transposed convolution of stride 2 (RD4AD) -> [B, 2h, 2w, features].
     """
 
     features: int
@@ -54,7 +55,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1 to width, 3x3, 1x1 to features, add, ReLU: [B, h, w, C] -> [B, h/stride, w/stride, features].
 
-    up: a decoder's first block, whose 3x3 becomes a 2x2 transposed convolution of stride 2 (RD4AD): [B, 2h, 2w, features].
+    up: a decoder's first block, conv2 a 2x2 transposed convolution of stride 2 (RD4AD) -> [B, 2h, 2w, features].
     """
 
     width: int

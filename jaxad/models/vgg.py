@@ -20,7 +20,7 @@ STAGES = tuple(f"relu{block}_{i}" for block, depth in enumerate(DEPTHS, 1) for i
 
 
 class VGG16(nn.Module):
-    """images f[B, H, W, 3], normalised -> {stage: f[B, H/s, W/s, C]}, s = 2^(block - 1); computed up to the last stage asked for."""
+    """images f[B, H, W, 3], normalised -> {stage: f[B, H/s, W/s, C]}, s = 2^(block - 1), up to the last stage asked."""
 
     stages: tuple[str, ...]
     widths: tuple[int, ...] = WIDTHS
@@ -43,7 +43,7 @@ class VGG16(nn.Module):
 
 
 def vgg16(stages: Sequence[str] = ("relu2_2", "relu3_3", "relu4_3"), dtype=None, *, widths=WIDTHS) -> VGG16:
-    """The VGG16 that returns `stages`; other `widths` make a narrow one for tests. Raises UserError for an unknown stage.
+    """The VGG16 that returns `stages`; other `widths` make a narrow one for tests. UserError for an unknown stage.
 
     >>> import jax
     >>> module = vgg16(("relu1_2", "relu3_3"), widths=(2, 4, 8, 8, 8))

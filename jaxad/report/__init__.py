@@ -6,29 +6,85 @@
     W/sheets/CATEGORY.png            all at one glance
     W/curves/CATEGORY_*.{png,csv}    ROC, precision-recall, PRO, IoU, and the scores with the threshold
 
-`pictures` is called once per category, while its maps are in memory; `write` once at the end, so that results.json exists
-only where everything else does. Every file is whole or not there, and the same predictions give the same bytes.
+`category` is called once per category, while its maps are in memory; `write` once at the end, so that results.json
+exists only where everything else does. Every file is whole or not there; the same predictions give the same bytes.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxad import evaluate
 from jaxad.evaluate import METRICS, Threshold
 from jaxad.report import curves as _curves
 from jaxad.report import drawing, files, overlays
 from jaxad.report.tables import plain, show, summary_lines
-from jaxad.types import Predictions
+from jaxad.types import Data, Predictions
 
-__all__ = ["COLUMNS", "csv_rows", "mean", "pictures", "plain", "show", "summary_lines", "write"]
+__all__ = ["COLUMNS", "Entry", "category", "csv_rows", "mean", "pictures", "plain", "show", "summary_lines", "write"]
 
 COLUMNS = ("category", "path", "defect", "label", "score", "threshold", "decision")
 _WORDS = {False: "normal", True: "anomalous"}
+
+
+class Entry(NamedTuple):
+    """What remains of a category once its maps are gone.
+
+    result: its part of results.json · rows: its lines of predictions.csv, in COLUMNS' order.
+    """
+
+    result: dict[str, Any]
+    rows: list[tuple[str, ...]]
+
+
+def category(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    data: Data,
+    normals: Predictions,
+    test: Predictions,
+    *,
+    fit_seconds: float,
+) -> Entry:
+    """Measures one category and draws its pictures.
+
+    Args:
+      config: the resolved config as nested dicts; `seed`, `threshold`, `eval.metrics` and `report` are read.
+      data: the category, open.
+      normals: predictions of split `evaluate.threshold_split(data.spec)`, which set the threshold.
+      test: predictions of split 'test'.
+      fit_seconds: wall time of training.
+
+    Raises:
+      UserError: a file cannot be written; a rule or mode that does not exist.
+    """
+    spec = data.spec
+    limit = evaluate.threshold(normals, source=evaluate.threshold_split(spec), **config["threshold"])
+    result = evaluate.category_result(
+        test,
+        limit,
+        n_train=spec.n_train,
+        fit_seconds=fit_seconds,
+        metrics_mode=config["eval"]["metrics"],
+        seed=config["seed"],
+    )
+    drawn = config["report"]
+    pictures(
+        workdir,
+        spec.category,
+        test,
+        limit,
+        result,
+        lambda row: data.image("test", row),
+        count=drawn["overlays"],
+        curves=drawn["curves"],
+    )
+    return Entry(result, csv_rows(spec.category, test, limit))
 
 
 def csv_rows(category: str, found: Predictions, limit: Threshold) -> list[tuple[str, ...]]:
@@ -74,30 +130,25 @@ def pictures(
 
 
 def write(
-    workdir: str | os.PathLike,
-    config: Mapping[str, Any],
-    categories: Mapping[str, Mapping[str, Any]],
-    rows: Iterable[tuple[str, ...]],
-    *,
-    commit: str,
+    workdir: str | os.PathLike, config: Mapping[str, Any], entries: Mapping[str, Entry], commit: str
 ) -> dict[str, Any]:
     """Writes predictions.csv, then results.json, and returns what results.json holds.
 
     Args:
-      config: its 'method' and 'seed' are recorded.
-      categories: {category: evaluate.category_result(...)}.
-      rows: the `csv_rows` of all categories.
+      config: its `method` and `seed` are recorded.
+      entries: {category: what `category` returned}.
       commit: of the code that ran.
     """
     workdir = pathlib.Path(workdir)
+    categories = {name: entry.result for name, entry in entries.items()}
     results = {
         "method": config["method"],
         "commit": commit,
         "seed": config["seed"],
-        "categories": {name: dict(result) for name, result in categories.items()},
+        "categories": categories,
         "mean": mean(categories),
     }
-    files.write_csv(workdir / "predictions.csv", COLUMNS, rows)
+    files.write_csv(workdir / "predictions.csv", COLUMNS, [row for entry in entries.values() for row in entry.rows])
     files.write_json(workdir / "results.json", results)
     return results
 

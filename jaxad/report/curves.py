@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def write(
                 for point in zip(*line[1:], strict=True)
             ]
             written.append(files.write_csv(folder / f"{name}_{kind}.csv", ("curve", *columns), rows))
-    files.remove_others(folder, rf"{name}_(roc|pr|pro|iou|scores)\.(png|csv)", written)
+    files.remove_others(folder, rf"{re.escape(name)}_(roc|pr|pro|iou|scores)\.(png|csv)", written)
     return written
 
 

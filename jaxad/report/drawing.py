@@ -1,4 +1,4 @@
-"""What the pictures share: fonts, outlines, the fixed colour scale and its bar. Pillow and NumPy, no figure per image."""
+"""What the pictures share: fonts, outlines, the fixed colour scale and its bar. Pillow and NumPy, no figure each."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ MEANING = {
 
 
 class Scale(NamedTuple):
-    """One colour scale for all maps of a category: values at or below `low` are darkest, at or above `high` brightest."""
+    """One colour scale for all maps of a category: darkest at `low` and below, brightest at `high` and above."""
 
     low: float
-    middle: float
+    limit: float  # the pixel threshold
     high: float
 
 
 def colour_scale(limit: Threshold) -> Scale:
     """From the normal images that set the threshold, never from the picture's own extremes.
 
-    Darkest: the median of the normal map values. Middle: the pixel threshold. Brightest: as far above it again.
+    Darkest: the median of the normal map values. Brightest: three times as far above it as the pixel threshold.
     """
     span = max(limit.pixel - limit.pixel_median, 1e-6 * abs(limit.pixel), 1e-30)
-    return Scale(limit.pixel_median, limit.pixel_median + span, limit.pixel_median + 2 * span)
+    return Scale(limit.pixel_median, limit.pixel, limit.pixel_median + 3 * span)
 
 
 @functools.cache
@@ -121,22 +121,23 @@ def _disk(radius: int) -> np.ndarray:
 
 
 def colour_bar(draw: ImageDraw.ImageDraw, scale: Scale, left: int, top: int, height: int) -> None:
-    """The scale with its numbers; the pixel threshold is its middle."""
+    """The scale with its numbers."""
     face = font(12)
     strip = palette()[np.round(np.linspace(255, 0, height)).astype(int)]
     for row, colour in enumerate(strip):
         draw.line([(left, top + row), (left + 15, top + row)], fill=tuple(int(c) for c in colour))
     draw.rectangle([left - 1, top - 1, left + 16, top + height], outline=FAINT)
+    at_limit = height - 1 - round((height - 1) * (scale.limit - scale.low) / (scale.high - scale.low))
     ticks = [
         (0, f"≥ {scale.high:.4g}", ""),
-        (height // 2, f"{scale.middle:.4g}", "pixel threshold"),
+        (at_limit, f"{scale.limit:.4g}", "pixel threshold"),
         (height - 1, f"≤ {scale.low:.4g}", "median of normals"),
     ]
     for row, number, meaning in ticks:
         draw.line([(left + 16, top + row), (left + 21, top + row)], fill=INK)
         draw.text((left + 26, top + row), number, INK, face, anchor="lm")
         if meaning:
-            above = -15 if row == height - 1 else 15
+            above = -14
             draw.text((left + 26, top + row + above), meaning, FAINT, font(11), anchor="lm")
 
 

@@ -27,14 +27,16 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> pathlib.Path:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # a full network disk may say so only here
+            os.fsync(file.fileno())  # some file systems say only here that the disk is full
         os.replace(partial, path)
     except OSError as error:
         try:
             partial.unlink(missing_ok=True)
         except OSError:
             pass  # the folder itself cannot be written, so nothing was
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another --workdir") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another --workdir"
+        ) from error
     return path
 
 

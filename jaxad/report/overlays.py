@@ -1,10 +1,11 @@
-"""Pictures of what was found: one panel per image, the worst mistakes first, and a sheet that shows all at one glance."""
+"""Pictures of what was found: a panel per image, the worst mistakes first, and a sheet that shows all at one glance."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -66,12 +67,15 @@ def write(
         stem = files.safe_name(pathlib.PurePosixPath(record.path).stem)
         path = folder / f"{name}_{place:03d}_{kind}_{files.safe_name(record.defect)}_{stem}.png"
         written.append(files.write_bytes(path, drawing.png(panel(category, found, row, limit, image_of(row)))))
-    files.remove_others(folder, rf"{name}_\d{{3}}_({'|'.join(OUTCOMES)})_.*\.png", written)
+    files.remove_others(folder, rf"{re.escape(name)}_\d{{3}}_({'|'.join(OUTCOMES)})_.*\.png", written)
     return written
 
 
 def panel(category: str, found: Predictions, row: int, limit: Threshold, image: np.ndarray) -> Image.Image:
-    """Image | ground truth outline | heat map on the category's scale | contour at the pixel threshold. image: u8[H, W, 3]."""
+    """Image | ground truth outline | heat map on the category's scale | contour at the pixel threshold.
+
+    image: u8[H, W, 3], row `row` of the test split.
+    """
     record, score = found.records[row], float(found.scores[row])
     kind = outcome(record.label, score, limit)
     scale = drawing.colour_scale(limit)
@@ -81,7 +85,9 @@ def panel(category: str, found: Predictions, row: int, limit: Threshold, image: 
     truth = drawing.outline(plain, drawing.shrink_mask(mask, size), drawing.TRUTH)
     above = drawing.resample(found.maps[row], size) > limit.pixel
     contour = drawing.outline(plain, above, drawing.FOUND)
-    truth_caption = "ground truth" if mask.any() else "ground truth: no mask" if record.label else "ground truth: normal"
+    truth_caption = (
+        "ground truth" if mask.any() else "ground truth: no mask" if record.label else "ground truth: normal"
+    )
     found_caption = "above pixel threshold" if above.any() else "nothing above pixel threshold"
 
     margin, gap, head, foot, bar = 16, 10, 62, 30, 150
@@ -89,32 +95,34 @@ def panel(category: str, found: Predictions, row: int, limit: Threshold, image: 
     canvas = Image.new("RGB", (total, head + height + foot), drawing.PAPER)
     draw = ImageDraw.Draw(canvas)
     bold, normal, small = drawing.font(15, bold=True), drawing.font(13), drawing.font(12)
-    title = f"{category} · {record.defect}"
-    draw.text((margin, 12), drawing.shorten(title, total // 2, bold), drawing.INK, bold)
-    start = margin + round(bold.getlength(drawing.shorten(title, total // 2, bold))) + 14
+    title = drawing.shorten(f"{category} · {record.defect}", total // 2, bold)
+    draw.text((margin, 12), title, drawing.INK, bold)
+    start = margin + round(bold.getlength(title)) + 14
     draw.text((start, 14), drawing.shorten(record.path, total - margin - start, normal), drawing.FAINT, normal)
     end = drawing.badge(draw, margin, 35, kind, 12)
     sign = ">" if kind in ("hit", "false_alarm") else "≤"
     line = f"score {score:.5g} {sign} threshold {limit.image:.5g} (raw)   {drawing.MEANING[kind]}"
-    draw.text((end + 10, 45), drawing.shorten(line, total - end - 10 - margin, normal), drawing.INK, normal, anchor="lm")
+    draw.text(
+        (end + 10, 45), drawing.shorten(line, total - end - 10 - margin, normal), drawing.INK, normal, anchor="lm"
+    )
 
     tiles = [
-        (plain, "image", drawing.FAINT),
-        (truth, truth_caption, drawing.FAINT),
-        (drawing.heat(found.maps[row], scale, size), f"heat map, largest {found.maps[row].max():.4g}", drawing.FAINT),
-        (contour, found_caption, drawing.FAINT),
+        (plain, "image"),
+        (truth, truth_caption),
+        (drawing.heat(found.maps[row], scale, size), f"heat map, largest {found.maps[row].max():.4g}"),
+        (contour, found_caption),
     ]
     left = margin
-    for tile, caption, colour in tiles:
+    for tile, caption in tiles:
         canvas.paste(tile, (left, head))
-        draw.text((left, head + height + 15), drawing.shorten(caption, width, small), colour, small, anchor="lm")
+        draw.text((left, head + height + 15), drawing.shorten(caption, width, small), drawing.FAINT, small, anchor="lm")
         left += width + gap
     drawing.colour_bar(draw, scale, left + 6, head, height)
     return canvas
 
 
 def sheet(category: str, found: Predictions, limit: Threshold, image_of: ImageOf) -> Image.Image:
-    """Four rows of pairs (image with ground truth and contour, heat map): the extremes of normal and of anomalous images."""
+    """Rows of pairs (image with both outlines, heat map): the extremes of the normal and of the anomalous images."""
     rising = [int(row) for row in np.argsort(found.scores, kind="stable")]
     normal = [row for row in rising if not found.records[row].label]
     anomalous = [row for row in rising if found.records[row].label]

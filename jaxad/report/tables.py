@@ -19,6 +19,7 @@ HEADINGS = {
     "aupro_0.05": "PRO.05",
     "iou_max": "IoUmax",
 }
+SUMMARY = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO@0.3"}
 Row = tuple[str, ...]
 
 
@@ -62,15 +63,15 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
 def decisions(result: Mapping[str, Any]) -> str:
     """One line: the threshold, which images set it, and the mistakes at it.
 
-    >>> limit = {'value': 2.5, 'unit': 'raw score', 'rule': 'quantile', 'quantile': 0.995, 'source': 'train', 'n_images': 9}
-    >>> decisions({'threshold': limit, 'false_alarms': 1, 'n_test_normal': 4, 'misses': 0, 'n_test_anomalous': 6})
-    'threshold 2.5 (raw score, 0.995 quantile of 9 training normals): 1 of 4 normals called anomalous, 0 of 6 anomalies missed'
+    >>> limit = dict(value=2.5, unit='raw score', rule='quantile', quantile=0.995, source='train', n_images=9)
+    >>> decisions(dict(threshold=limit, false_alarms=1, n_test_normal=4, misses=0, n_test_anomalous=6))
+    'threshold 2.5 (raw score, 0.995 quantile of 9 training normals): 1 of 4 normals flagged, 0 of 6 anomalies missed'
     """
     limit = result["threshold"]
     images = {"holdout": "held-out normals", "train": "training normals"}[limit["source"]]
     return (
         f"threshold {limit['value']:.6g} ({limit['unit']}, {limit['quantile']:g} {limit['rule']} of "
-        f"{limit['n_images']} {images}): {result['false_alarms']} of {result['n_test_normal']} normals called anomalous, "
+        f"{limit['n_images']} {images}): {result['false_alarms']} of {result['n_test_normal']} normals flagged, "
         f"{result['misses']} of {result['n_test_anomalous']} anomalies missed"
     )
 
@@ -136,7 +137,11 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
     for name, values in entries:
         parts = [
             f"{label} {values[key]:.4f}" if values.get(key) is not None else f"{label} n/a"
-            for key, label in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("aupro_0.3", "AUPRO@0.3"))
+            for key, label in (
+                ("image_auroc", "image AUROC"),
+                ("pixel_auroc", "pixel AUROC"),
+                ("aupro_0.3", "AUPRO@0.3"),
+            )
         ]
         lines.append(f"{name}: {', '.join(parts)}")
     return lines

@@ -42,6 +42,21 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         present = {path.name for path in folders_in(root)}
         return tuple(name for name in cls.CATEGORIES if name in present)
 
+    @classmethod
+    def fingerprint(cls, listing: Listing) -> str:
+        """Names a preparation of `listing`: changes with its files and with this builder's version."""
+        return f"{cls.VERSION}-{listing.fingerprint()}"
+
+    @classmethod
+    def for_category(cls, category: str, **options) -> AnomalyBuilder:
+        """The builder of `category`; `options` as for `tfds.builder`."""
+        return cls(config=category, **options)
+
+    @classmethod
+    def needs_root(cls) -> bool:
+        """False for generated data."""
+        return bool(cls.MANUAL_DOWNLOAD_INSTRUCTIONS)
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,

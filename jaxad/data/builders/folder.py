@@ -22,12 +22,13 @@ class FolderConfig(tfds.core.BuilderConfig):
 class Folder(AnomalyBuilder):
     """`tfds.builder("folder", config=FolderConfig(category="screw"))` reads the folder `screw` under manual_dir.
 
-    Read in this order: `train/` (MVTec AD's layout; images directly in train/ count as good) · `good/` for training, and
+    Without a config, manual_dir is itself the category.
+
+    Read in this order: `train/` (MVTec AD's layout; images directly in train/ count as good) · `good/` for training and
     every other folder beside it as a defect type for testing · images directly in the folder, for training.
     """
 
     name = "folder"
-    BUILDER_CONFIGS = [FolderConfig(description="The folder given as manual_dir is itself the category.")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Pass the folder that holds your images, or your category folders, as manual_dir."
     DESCRIPTION = "A folder of the user's own images in MVTec AD's layout, or only images of good parts."
 
@@ -54,8 +55,12 @@ class Folder(AnomalyBuilder):
         """It holds train/, good/, or images."""
         return (path / "train").is_dir() or (path / NORMAL).is_dir() or bool(images_in(path))
 
+    @classmethod
+    def for_category(cls, category: str, **options) -> Folder:
+        return cls(config=FolderConfig(category=category), **options)
+
     def _category(self) -> str:
-        return self.builder_config.category
+        return self.builder_config.category if self.builder_config else ""
 
 
 def _with_direct_images(listing: Listing, direct: list[Path]) -> Listing:

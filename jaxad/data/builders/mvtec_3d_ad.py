@@ -28,14 +28,14 @@ class Mvtec3dAd(AnomalyBuilder):
     CATEGORIES = CATEGORIES
     BUILDER_CONFIGS = configs(CATEGORIES, "MVTec 3D-AD")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Register at https://www.mvtec.com/company/research/datasets/mvtec-3d-ad, download and unpack the archive, and pass "
-        "the folder that holds the category folders (bagel, cable_gland, ...) as manual_dir."
+        "Register at https://www.mvtec.com/company/research/datasets/mvtec-3d-ad, download and unpack the archive, and "
+        "pass the folder that holds the category folders (bagel, cable_gland, ...) as manual_dir."
     )
     DESCRIPTION = "RGB images and aligned point images of ten objects, with pixel-accurate ground truth."
     HOMEPAGE = "https://www.mvtec.com/company/research/datasets/mvtec-3d-ad"
     CITATION = (
-        "@inproceedings{bergmann2022mvtec3d, author={Bergmann, Paul and Jin, Xin and Sattlegger, David and Steger, Carsten}, "
-        "title={The MVTec 3D-AD Dataset for Unsupervised 3D Anomaly Detection and Localization}, "
+        "@inproceedings{bergmann2022mvtec3d, author={Bergmann, Paul and Jin, Xin and Sattlegger, David and Steger, "
+        "Carsten}, title={The MVTec 3D-AD Dataset for Unsupervised 3D Anomaly Detection and Localization}, "
         "booktitle={VISAPP}, year={2022}}"
     )
 
@@ -52,12 +52,10 @@ class Mvtec3dAd(AnomalyBuilder):
                 points = {path.stem: path for path in images_in(folder / "xyz")}
                 problems += wrong
                 problems += [f"{path} has no xyz image; restore it" for path in rgb if path.stem not in points]
-                samples += [
-                    Sample(*(path and path.relative_to(root).as_posix() for path in (image,)), folder.name, mask, xyz)
-                    for image in rgb
-                    for mask in [masks[image].relative_to(root).as_posix() if image in masks else None]
-                    for xyz in [points[image.stem].relative_to(root).as_posix() if image.stem in points else None]
-                ]
+                for path in rgb:
+                    files = (path, masks.get(path), points.get(path.stem))
+                    image, mask, xyz = (file and file.relative_to(root).as_posix() for file in files)
+                    samples.append(Sample(image, folder.name, mask, xyz))
         return finish(root, category, splits, problems)
 
     def _features(self):
@@ -71,15 +69,24 @@ class Mvtec3dAd(AnomalyBuilder):
 
 
 def read_xyz(data: bytes, name: str = "an xyz image") -> np.ndarray:
-    """TIFF bytes to f32[h, w, 3]. PIL reads no three-channel floating-point TIFF, so this is the part of TIFF 6.0 needed:
-    one chunky 32-bit floating-point image in strips, uncompressed or deflated. UserError for anything else."""
+    """TIFF bytes to f32[h, w, 3].
+
+    PIL reads no three-channel floating-point TIFF, so this is the part of TIFF 6.0 that is needed: one chunky 32-bit
+    floating-point image in strips, uncompressed or deflated. Raises UserError for anything else.
+    """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     try:
         if order is None or struct.unpack_from(order + "H", data, 2)[0] != 42:
             raise ValueError("not a TIFF file")
         tags = _tags(data, order)
         height, width = tags[257][0], tags[256][0]
-        layout = (tags[258][0], tags.get(277, [1])[0], tags.get(339, [1])[0], tags.get(284, [1])[0], tags.get(317, [1])[0])
+        layout = (
+            tags[258][0],
+            tags.get(277, [1])[0],
+            tags.get(339, [1])[0],
+            tags.get(284, [1])[0],
+            tags.get(317, [1])[0],
+        )
         if layout != (32, 3, 3, 1, 1):
             raise ValueError("not three 32-bit floating-point channels")
         compression = tags.get(259, [1])[0]

@@ -20,14 +20,14 @@ class MvtecAd(AnomalyBuilder):
     CATEGORIES = CATEGORIES
     BUILDER_CONFIGS = configs(CATEGORIES, "MVTec AD")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Register at https://www.mvtec.com/company/research/datasets/mvtec-ad, download and unpack the archive, and pass "
-        "the folder that holds the category folders (bottle, cable, ...) as manual_dir."
+        "Register at https://www.mvtec.com/company/research/datasets/mvtec-ad, download and unpack the archive, and "
+        "pass the folder that holds the category folders (bottle, cable, ...) as manual_dir."
     )
     DESCRIPTION = "Industrial inspection: 10 objects and 5 textures, 73 defect types, pixel-accurate ground truth."
     HOMEPAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
     CITATION = (
-        "@article{bergmann2021mvtec, author={Bergmann, Paul and Batzner, Kilian and Fauser, Michael and Sattlegger, David "
-        "and Steger, Carsten}, title={The MVTec Anomaly Detection Dataset}, "
+        "@article{bergmann2021mvtec, author={Bergmann, Paul and Batzner, Kilian and Fauser, Michael and Sattlegger, "
+        "David and Steger, Carsten}, title={The MVTec Anomaly Detection Dataset}, "
         "journal={International Journal of Computer Vision}, volume={129}, pages={1038--1059}, year={2021}}"
     )
 

@@ -19,7 +19,7 @@ TWO_CLASS = tuple(f"{name}_{protocol}" for protocol in PROTOCOLS[1:] for name in
 class Visa(AnomalyBuilder):
     """`OBJECT/Data/{Images/{Normal,Anomaly}/*.JPG, Masks/Anomaly/*.png}`, split by `split_csv/{1cls,2cls_...}.csv`.
 
-    Config `candle` is the one-class split; `candle_2cls_highshot` and `candle_2cls_fewshot` have anomalies in train, too.
+    Config `candle` is the one-class split; `candle_2cls_highshot` and `candle_2cls_fewshot` have anomalies in train.
     Masks hold class ids 1..9. 500 file names occur under both Normal and Anomaly: images are known by path.
     """
 
@@ -27,15 +27,15 @@ class Visa(AnomalyBuilder):
     CATEGORIES = OBJECTS
     BUILDER_CONFIGS = configs(OBJECTS + TWO_CLASS, "VisA")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Download and unpack https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar and pass the folder "
-        "that holds candle, capsules, ... and split_csv as manual_dir."
+        "Download and unpack https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar and pass the "
+        "folder that holds candle, capsules, ... and split_csv as manual_dir."
     )
     DESCRIPTION = "Twelve objects: complex structures, several instances per image, and roughly aligned parts."
     HOMEPAGE = "https://github.com/amazon-science/spot-diff"
     CITATION = (
-        "@inproceedings{zou2022spot, author={Zou, Yang and Jeong, Jongheon and Pemula, Latha and Zhang, Dongqing and Dabeer, "
-        "Onkar}, title={SPot-the-Difference Self-Supervised Pre-training for Anomaly Detection and Segmentation}, "
-        "booktitle={European Conference on Computer Vision}, year={2022}}"
+        "@inproceedings{zou2022spot, author={Zou, Yang and Jeong, Jongheon and Pemula, Latha and Zhang, Dongqing and "
+        "Dabeer, Onkar}, title={SPot-the-Difference Self-Supervised Pre-training for Anomaly Detection and "
+        "Segmentation}, booktitle={European Conference on Computer Vision}, year={2022}}"
     )
 
     @classmethod

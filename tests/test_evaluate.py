@@ -1,0 +1,262 @@
+"""Predictions of a split, the threshold, and one category's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxad import evaluate, metrics
+from jaxad.evaluate import Threshold
+from jaxad.types import AnomalyMap, Batch, DataSpec, Feed, Predictions, Record, Stage, TrainState, UserError
+
+SIZE = 6
+
+
+class Served:
+    """n images whose every pixel is 0.01 times their row, served in a shuffled order, padding filled with NaN."""
+
+    notes = ()
+
+    def __init__(self, n: int, drop: int | None = None, slow: float = 0.0):
+        self.n, self.drop, self.slow = n, drop, slow
+        self.spec = DataSpec("set", "cat", SIZE, n, 0, n, 0, True)
+        self.asked = []
+
+    def records(self, split):
+        return tuple(Record(f"cat/{split}/{row:03}.png", row % 3 == 0, "dent") for row in range(self.n))
+
+    def batches(self, feed, *, seed, stage, start, stop, rows):
+        self.asked.append((feed, seed, stage, start, stop, rows))
+        order = np.random.default_rng(0).permutation(self.n)
+        for step in range(start, stop):
+            time.sleep(self.slow)
+            chosen = order[step * feed.batch_size : (step + 1) * feed.batch_size]
+            index = np.zeros(feed.batch_size, np.int32)
+            index[: len(chosen)] = chosen
+            valid = np.arange(feed.batch_size) < len(chosen)
+            valid &= index != (-1 if self.drop is None else self.drop)
+            value = np.where(valid, index * np.float32(0.01), np.nan).astype(np.float32)
+            image = np.broadcast_to(value[:, None, None, None], (feed.batch_size, SIZE, SIZE, 3))
+            mask = np.zeros((feed.batch_size, SIZE, SIZE), bool)
+            mask[:, 0, 0] = index % 3 == 0
+            yield Batch(image, mask, index % 3 == 0, index, valid)
+
+
+def stage(predict=None):
+    def plain(state, batch):
+        pixel = batch.image[..., 0] * state.memory["factor"]
+        return AnomalyMap(pixel, jnp.max(pixel, axis=(1, 2)))
+
+    return Stage("score", Feed(2), 0, None, None, predict=predict or plain)
+
+
+STATE = TrainState.create(memory={"factor": np.float32(2)})
+
+
+def test_rows_come_back_in_index_order_without_padding():
+    data = Served(11)
+    found = evaluate.predictions(stage(), STATE, data, batch_size=4, seed=5)
+    np.testing.assert_allclose(found.scores, np.arange(11) * 0.02, rtol=1e-6)
+    np.testing.assert_array_equal(found.maps, np.broadcast_to(found.scores[:, None, None], (11, SIZE, SIZE)))
+    np.testing.assert_array_equal(found.masks[:, 0, 0], found.labels)
+    assert found.records == data.records("test")
+    feed, seed, name, start, stop, rows = data.asked[0]
+    assert (feed, seed, name, start, stop, rows) == (Feed(4, "test", False), 5, "score", 0, 3, slice(0, 4))
+
+
+def test_predict_is_traced_once_however_often_a_split_is_scored():
+    traces = []
+
+    def predict(state, batch):
+        traces.append(batch.image.shape)
+        return AnomalyMap(batch.image[..., 0], batch.image[:, 0, 0, 0])
+
+    scored = stage(predict)
+    for split in ("test", "train"):
+        evaluate.predictions(scored, STATE, Served(9), split=split, batch_size=4, seed=0)
+    assert traces == [(4, SIZE, SIZE, 3)]
+
+
+def test_time_per_image_leaves_loading_out():
+    found = evaluate.predictions(stage(), STATE, Served(8, slow=0.3), batch_size=4, seed=0)
+    assert 0 < found.ms_per_image < 30
+
+
+def test_placing_and_collecting_are_the_callers():
+    placed, collected = [], []
+
+    def place(batch):
+        placed.append(batch.index)
+        return batch
+
+    def collect(tree):
+        collected.append(len(tree))
+        return tuple(np.asarray(leaf) for leaf in tree)
+
+    found = evaluate.predictions(stage(), STATE, Served(5), batch_size=4, seed=0, place=place, collect=collect)
+    assert len(placed) == len(collected) == 2 and len(found.scores) == 5
+
+
+def test_scores_that_are_not_finite_say_how_many():
+    def predict(state, batch):
+        broken = jnp.where(batch.index % 4 == 1, jnp.nan, 1.0)
+        return AnomalyMap(jnp.broadcast_to(broken[:, None, None], batch.mask.shape), jnp.ones(batch.index.shape))
+
+    with pytest.raises(RuntimeError, match=r"3 of 11 images .*not finite, the first is cat/test/001.png"):
+        evaluate.predictions(stage(predict), STATE, Served(11), batch_size=4, seed=0)
+
+
+def test_an_image_that_is_never_served_is_an_error():
+    with pytest.raises(RuntimeError, match="1 images were never served"):
+        evaluate.predictions(stage(), STATE, Served(5, drop=3), batch_size=4, seed=0)
+
+
+def test_an_empty_split_is_the_users_mistake():
+    with pytest.raises(UserError, match="no images in split 'test' of 'cat'"):
+        evaluate.predictions(stage(), STATE, Served(0), batch_size=4, seed=0)
+
+
+def predictions(labels, scores=None, seed=0, defects=("crack", "dent"), masks=True):
+    """Random maps; anomalies, of the defect types in turn, have a square of higher values, its mask shifted by a pixel."""
+    rng = np.random.default_rng(seed)
+    labels = np.array(labels, bool)
+    maps = rng.normal(size=(len(labels), 16, 16)).astype(np.float32)
+    truth = np.zeros(maps.shape, bool)
+    for n, row in enumerate(np.flatnonzero(labels)):
+        maps[row, 3:8, 2 : 6 + n % 2] += 2
+        truth[row, 4:9, 2:6] = masks
+    types = itertools.cycle(defects)
+    records = tuple(
+        Record(f"{'bad' if label else 'good'}/{row:03}.png", bool(label), next(types) if label else "good")
+        for row, label in enumerate(labels)
+    )
+    scores = maps.max(axis=(1, 2)) if scores is None else np.array(scores, np.float32)
+    return Predictions(records, scores, maps, truth, 4.0)
+
+
+LIMIT = Threshold(3.0, 2.5, 0.0, "quantile", 0.995, "holdout", 400)
+
+
+def test_threshold_is_the_quantile_of_normals_only():
+    normals = predictions([0, 0, 1, 0, 0], scores=[1, 2, 99, 3, 4])
+    limit = evaluate.threshold(normals, source="train", quantile=0.5)
+    assert limit.image == 3.0 and limit.n_images == 4
+    assert limit.pixel == np.quantile(normals.maps[~normals.labels], evaluate.PIXEL_QUANTILE)
+    assert limit.describe() == "3 (raw score) = 0.5 quantile of 4 training normals"
+
+
+def test_threshold_never_comes_from_the_test_split():
+    with pytest.raises(UserError, match="not from 'test'"):
+        evaluate.threshold(predictions([0]), source="test")
+    assert evaluate.threshold_split(Served(3).spec) == "train"
+    assert evaluate.threshold_split(dataclasses.replace(Served(3).spec, n_holdout=2)) == "holdout"
+
+
+def test_threshold_without_normals_or_of_an_unknown_rule_is_the_users_mistake():
+    with pytest.raises(UserError, match="no normal image"):
+        evaluate.threshold(predictions([1]), source="train")
+    with pytest.raises(UserError, match="threshold.rule='best'"):
+        evaluate.threshold(predictions([0]), source="train", rule="best")
+
+
+def test_threshold_notes_say_when_it_is_optimistic_or_a_maximum():
+    assert LIMIT.notes == ()
+    weak = dataclasses.replace(LIMIT, source="train", n_images=20)
+    assert weak.notes == (
+        "threshold from training normals: optimistic; set data.holdout",
+        "the 0.995 quantile of 20 images is their maximum",
+    )
+
+
+def test_a_score_at_the_threshold_is_normal():
+    value = float(np.float32(0.1))
+    limit = dataclasses.replace(LIMIT, image=value)
+    np.testing.assert_array_equal(limit.calls(np.float32([0.1, np.nextafter(np.float32(0.1), np.float32(1))])), [0, 1])
+
+
+def test_bootstrap_equals_resampling_by_loops():
+    rng = np.random.default_rng(3)
+    scores, labels = rng.integers(0, 6, 25).astype(float), rng.uniform(size=25) < 0.4
+    scores[labels] += 1
+    low, high = evaluate.bootstrap_auroc(scores, labels, resamples=4000, seed=1)
+    normal, anomalous = scores[~labels], scores[labels]
+    values = []
+    for _ in range(4000):
+        a, b = rng.choice(anomalous, anomalous.size), rng.choice(normal, normal.size)
+        values.append(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
+    np.testing.assert_allclose([low, high], np.quantile(values, [0.025, 0.975]), atol=0.012)
+    assert low < metrics.image_metrics(scores, labels)["image_auroc"] < high
+
+
+def test_bootstrap_is_seeded_and_absent_with_one_class():
+    scores, labels = np.random.default_rng(0).normal(size=30), np.arange(30) % 4 == 0
+    assert evaluate.bootstrap_auroc(scores, labels, seed=2) == evaluate.bootstrap_auroc(scores, labels, seed=2)
+    assert evaluate.bootstrap_auroc(scores, labels, seed=2) != evaluate.bootstrap_auroc(scores, labels, seed=3)
+    assert evaluate.bootstrap_auroc(scores, np.zeros(30, bool)) is None
+
+
+KEYS = (
+    "image_auroc image_ap image_f1max pixel_auroc pixel_ap pixel_f1max aupro_0.3 aupro_0.05 iou_max "
+    "n_train n_test_normal n_test_anomalous fit_seconds predict_ms_per_image"
+).split()
+
+
+def test_a_category_has_every_promised_number_and_says_which_saw_the_labels():
+    found = predictions([0, 1, 0, 1, 1, 0, 0])
+    result = evaluate.category_result(found, LIMIT, n_train=40, fit_seconds=1.5)
+    assert set(KEYS) <= set(result) and not result["notes"]
+    wanted = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, found.masks)
+    for key in KEYS[:9]:
+        assert result[key] == wanted[key]
+    assert result["oracle_pixel_f1max_threshold"] == wanted["pixel_f1max_threshold"]
+    assert not any(key.endswith("_threshold") and not key.startswith("oracle_") for key in result)
+    assert (result["n_train"], result["n_test_normal"], result["n_test_anomalous"]) == (40, 4, 3)
+    assert result["false_alarms"] == np.sum(found.scores[~found.labels] > 3)
+    assert result["misses"] == np.sum(found.scores[found.labels] <= 3)
+    assert result["threshold"]["unit"] == "raw score" and result["threshold"]["value"] == 3.0
+
+
+def test_a_defect_type_is_measured_against_all_normals():
+    found = predictions([0, 1, 0, 1, 1, 0, 0])
+    result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0)
+    assert {name: part["n"] for name, part in result["defects"].items()} == {"crack": 2, "dent": 1}
+    keep = np.array([record.defect in ("good", "crack") for record in found.records])
+    wanted = metrics.pixel_metrics(found.maps[keep], found.masks[keep])
+    assert result["defects"]["crack"]["aupro_0.3"] == wanted["aupro_0.3"]
+    assert result["defects"]["crack"]["image_auroc"] == np.mean(
+        found.scores[keep & found.labels][:, None] > found.scores[~found.labels]
+    )
+
+
+def test_metrics_that_do_not_exist_are_none_with_a_reason():
+    result = evaluate.category_result(predictions([0, 0, 0]), LIMIT, n_train=1, fit_seconds=0)
+    for key in KEYS[:9]:
+        assert result[key] is None and result["notes"][key].startswith("no anomalous")
+    assert result["image_auroc_ci95"] is None and result["defects"] == {}
+
+    unmasked = evaluate.category_result(predictions([0, 1, 0], masks=False), LIMIT, n_train=1, fit_seconds=0)
+    assert unmasked["image_auroc"] is not None and unmasked["defects"]["crack"]["pixel_auroc"] is None
+    assert {unmasked["notes"][key] for key in KEYS[3:9]} == {"no masks"}
+
+
+def test_anomalies_with_empty_masks_are_counted_in_a_note():
+    found = predictions([0, 1, 0, 1])
+    found.masks[3] = False
+    result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0)
+    assert result["notes"]["masks"].startswith("1 of 2 anomalous images have an empty mask")
+
+
+def test_binned_metrics_hold_their_error_bounds():
+    found = predictions([0, 1] * 12)
+    exact = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0)
+    binned = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0, metrics_mode="binned")
+    for key, bound in binned["error_bounds"].items():
+        assert abs(binned[key] - exact[key]) <= bound
+    assert "binned" in binned["notes"]
+    with pytest.raises(UserError, match="eval.metrics='fast'"):
+        evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0, metrics_mode="fast")

@@ -1,0 +1,69 @@
+"""The command line as a user meets it: exit codes, one line on standard error, and how long the answer takes."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+
+
+def call(*argv, folder=None, **environment):
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxad.main", *argv],
+        capture_output=True,
+        text=True,
+        cwd=folder or ROOT,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        timeout=600,
+    )
+    done.seconds = time.monotonic() - started
+    return done
+
+
+def best_seconds(*argv):
+    return min(call(*argv).seconds for _ in range(3))
+
+
+def test_help_answers_within_a_second_and_exits_0():
+    assert call("--help").returncode == 0
+    assert best_seconds("--help") < 1.0
+
+
+def test_a_bad_config_answers_within_a_second_and_exits_2():
+    done = call("--config=configs/none.py")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"jaxad: no config file 'configs/none.py' (looked in {ROOT})"]
+    assert best_seconds("--config=configs/none.py") < 1.0
+    assert best_seconds(QUICKSTART, "--config.data.categry=x") < 1.0
+
+
+def test_nothing_heavy_is_imported_before_flags_are_parsed():
+    script = "import sys, jaxad.main; print([name for name in ('jax', 'flax', 'numpy', 'tensorflow') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "argument, says",
+    [
+        ("--config.mesh.platform=tpu", "jax finds only: cpu"),
+        ("--config.mesh.devices=64", "there are"),
+        ("--config.data.category=wheel", "wheel"),
+    ],
+)
+def test_mistakes_that_need_jax_or_data_are_one_line_too(tmp_path, argument, says):
+    done = call(QUICKSTART, argument, f"--workdir={tmp_path}/w", JAXAD_CACHE=str(tmp_path / "cache"), JAX_PLATFORMS="")
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not os.path.exists(tmp_path / "w")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = call(QUICKSTART, "--config.mesh.devices=64", "--debug", f"--workdir={tmp_path}/w")
+    assert done.returncode == 2 and "Traceback" in done.stderr
