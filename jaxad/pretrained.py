@@ -165,17 +165,17 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(path: Path, name: str, stages: Sequence[str], expected, shapes: dict[str, tuple[int, ...]]) -> None:
-    """All that is needed is there, in its shape, and nothing that `name` has not (resnet34 has all names of resnet18)."""
+    """All that is needed is there, in its shape, and nothing foreign: resnet34 has every name of resnet18, and more."""
     whole = dict(_expected(name, backbones.stages(name)).values())
     missing = next((n for n, _ in sorted(expected.values()) if n not in shapes), None)
     wrong = next((n for n, shape in sorted(expected.values()) if shapes.get(n, shape) != shape), None)
     foreign = next((n for n in sorted(shapes) if _BODY.match(n) and n not in whole and not _counter(n)), None)
     if wrong:
         fault = f"{wrong!r} has shape {list(shapes[wrong])}, {name} needs {list(whole[wrong])}"
-    elif foreign:
-        fault = f"it holds {foreign!r}, which {name} has not"
     elif missing:
         fault = f"no {missing!r} {list(whole[missing])}, which {name} needs for {', '.join(stages)}"
+    elif foreign:
+        fault = f"it holds {foreign!r}, which {name} has not"
     else:
         return
     raise UserError(f"{path}: {fault}; {_guess(name, shapes)}")

@@ -79,7 +79,7 @@ def descend(objective: Objective, tx: optax.GradientTransformation, wrt: str) ->
 
 
 def remember(rule: Callable[[TrainState, Batch, Array], Mapping[str, Tree]]) -> Update:
-    """Writes `rule(state, batch, key) -> {name: new value}` into memory. Non-gradient state: banks, moments, centres."""
+    """Writes `rule(state, batch, key) -> {name: new value}` into memory: banks, moments, centres; no gradient."""
 
     def apply(state: TrainState, batch: Batch, key: Array):
         return state.replace(memory={**state.memory, **rule(state, batch, key)}), {}

@@ -43,5 +43,5 @@ def real_weights() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def demo_cache() -> str:
-    """A folder for prepared data sets that is kept between test runs (the key is the listing, so it cannot go stale)."""
+    """A folder for prepared data sets, kept between test runs: its key is the listing, so it cannot go stale."""
     return os.path.join(_CACHE, "data")

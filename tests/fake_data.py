@@ -43,6 +43,18 @@ class FakeSource:
         return self.images[split, i], self.masks[split, i]
 
 
+def mixed(image, context, seed):
+    """A view op that returns an image, a mask, integers, and a float image that is not rounded to 256 levels."""
+    import tensorflow as tf
+
+    from jaxad.data import views
+
+    source = context.draw(tf.random.fold_in(seed, 1))
+    mask = tf.random.stateless_uniform(image.shape[:2], seed) > 0.5
+    pasted = tf.where(mask[..., None], source, image)
+    return {"image": views.to_uint8(pasted), "mask": mask, "seed": seed, "source": source}
+
+
 def config(**data):
     """A default config with 32-pixel images and these `data` keys; `seed` too."""
     result = configs.default("patchcore")

@@ -122,7 +122,7 @@ def test_an_empty_split_is_the_users_mistake():
 
 
 def predictions(labels, scores=None, seed=0, defects=("crack", "dent"), masks=True):
-    """Random maps; anomalies, of the defect types in turn, have a square of higher values, its mask shifted by a pixel."""
+    """Random maps; anomalies, their types in turn, have a square of higher values, its mask shifted by a pixel."""
     rng = np.random.default_rng(seed)
     labels = np.array(labels, bool)
     maps = rng.normal(size=(len(labels), 16, 16)).astype(np.float32)

@@ -43,7 +43,8 @@ def test_a_bad_config_answers_within_a_second_and_exits_2():
 
 
 def test_nothing_heavy_is_imported_before_flags_are_parsed():
-    script = "import sys, jaxad.main; print([name for name in ('jax', 'flax', 'numpy', 'tensorflow') if name in sys.modules])"
+    heavy = ("jax", "flax", "numpy", "tensorflow")
+    script = f"import sys, jaxad.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 

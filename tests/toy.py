@@ -20,7 +20,7 @@ TRACES = {"learn": 0, "bank": 0}
 
 
 class Net(nn.Module):
-    """Convolution, BatchNorm, dropout, convolution: batch statistics and randomness, so that resuming has something to lose."""
+    """Convolution, BatchNorm, dropout, convolution: statistics and randomness, so that resuming has something to lose."""
 
     dtype: str = "float32"
 
@@ -99,27 +99,42 @@ def stages(config, spec: DataSpec) -> tuple[Stage, ...]:
 
 
 class ArrayData:
-    """`n` random images, the last third of the test set with a bright square."""
+    """`n` random images; with `anomalies`, so many more in the test set that have a bright square."""
 
     notes = ()
 
-    def __init__(self, n: int = 13, seed: int = 7, dtype: str = "float32"):
+    def __init__(self, n: int = 13, seed: int = 7, dtype: str = "float32", size: int = SIZE, anomalies: int = 0):
         rng = np.random.default_rng(seed)
-        self.images = rng.uniform(size=(n, SIZE, SIZE, 3)).astype(dtype)
-        self.spec = DataSpec("toy", "toy", SIZE, n, 0, n, 0, False)
+        normal = rng.uniform(0.3, 0.5, size=(n, size, size, 3)).astype(dtype)
+        bad = rng.uniform(0.3, 0.5, size=(anomalies, size, size, 3)).astype(dtype)
+        masks = np.zeros((n + anomalies, size, size), bool)
+        masks[n:, size // 4 : size // 2, size // 2 : -size // 8] = True
+        bad[masks[n:]] = 1.0
+        self.images, self.masks = np.concatenate([normal, bad]), masks
+        self.spec = DataSpec("toy", "toy", size, n, 0, n, anomalies, anomalies > 0)
+
+    def _count(self, split):
+        return len(self.images) if split == "test" else self.spec.n_train
 
     def records(self, split):
-        return tuple(Record(f"{split}/good/{i:03}.png", False, "good") for i in range(len(self.images)))
+        n = self.spec.n_train
+        return tuple(
+            Record(f"{split}/{'good' if i < n else 'square'}/{i:03}.png", i >= n, "good" if i < n else "square")
+            for i in range(self._count(split))
+        )
 
     def image(self, split, index):
         return (self.images[index] * 255).astype(np.uint8)
 
+    def manifest(self):
+        return {split: [record.path for record in self.records(split)] for split in ("train", "test")}
+
     def batches(self, feed, *, seed, stage, start, stop, rows):
-        n = len(self.images)
+        n = self._count(feed.split)
+        zero = self.images.dtype.type(0)
         for step in range(start, stop):
             index, valid = (part[rows] for part in order.rows_of(feed, n, seed=seed, stage=stage, n=step))
-            image = np.where(
-                valid[:, None, None, None], self.images[np.minimum(index, n - 1)], self.images.dtype.type(0)
-            )
-            flat = np.zeros(len(index), bool)
-            yield Batch(image, np.zeros(image.shape[:3], bool), flat, index, valid)
+            place = np.minimum(index, n - 1)
+            image = np.where(valid[:, None, None, None], self.images[place], zero)
+            mask = self.masks[place] & valid[:, None, None]
+            yield Batch(image, mask, (index >= self.spec.n_train) & valid, index, valid)

@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxad.data.listing import Listing, data_root, folders_in
-from jaxad.types import Record, UserError
+from jaxad.errors import UserError
+from jaxad.types import Record
 
 if TYPE_CHECKING:
     from jaxad.data.builders import AnomalyBuilder

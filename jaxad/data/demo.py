@@ -70,50 +70,50 @@ def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarra
     angle = np.deg2rad(rng.uniform(-2.5, 2.5))
     u = x * np.cos(angle) + y * np.sin(angle) + 1.3 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
     v = -x * np.sin(angle) + y * np.cos(angle) + 1.3 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
-    mask = np.zeros(x.shape, bool)
     warp, weft = np.floor(u / pitch).astype(int), np.floor(v / pitch).astype(int)
-    order = (warp + weft) % 2
-    if defect == "misweave":  # the shuttle skipped: over and under are as in a twill there
-        inside = _blob(rng, 11, 17)
-        order = np.where(inside, (warp + 2 * weft) // 2 % 2, order)
-        mask |= inside
-    over_warp = order == 0
-    warp_colour = np.array([0.74, 0.68, 0.56]) * (1 + 0.05 * _per_thread(rng, warp))[..., None]
-    weft_colour = np.array([0.46, 0.52, 0.60]) * (1 + 0.05 * _per_thread(rng, weft))[..., None]
+    mask = np.zeros(x.shape, bool)
+    row, column = rng.integers(24, SIZE - 24, 2)  # where a defect of the threads is
+    to_warp, to_weft = warp - warp[row, column], weft - weft[row, column]
+    over_warp = (warp + weft) % 2 == 0
+    if defect == "misweave":  # the shuttle skipped: the weft floats over three warp threads out of four
+        reach = rng.uniform(1.2, 2.6, 2)
+        mask = (to_warp / reach[0]) ** 2 + (to_weft / reach[1]) ** 2 < 1
+        over_warp = np.where(mask, (warp + weft) % 4 == 0, over_warp)
+    warp_colour = np.array([0.80, 0.73, 0.60]) * (1 + 0.05 * _per_thread(rng, warp))[..., None]
+    weft_colour = np.array([0.50, 0.57, 0.66]) * (1 + 0.05 * _per_thread(rng, weft))[..., None]
     across_warp, across_weft = (2 * np.mod(c / pitch, 1) - 1 for c in (u, v))  # -1 .. 1 over a thread
-    fibre = 1 + 0.06 * _stripes(rng, u + v)
-    warp_shade = (0.55 + 0.45 * np.sqrt(1 - 0.9 * across_warp**2)) * (1 - 0.25 * across_weft**2) * fibre
-    weft_shade = (0.55 + 0.45 * np.sqrt(1 - 0.9 * across_weft**2)) * (1 - 0.25 * across_warp**2) * fibre
-    colour = np.where(over_warp[..., None], warp_colour * warp_shade[..., None], weft_colour * weft_shade[..., None])
-    if defect == "broken_thread":  # a stretch of one weft thread is gone: the gap shows the backing
-        row = weft[int(rng.integers(30, SIZE - 30)), SIZE // 2]
-        left, length = rng.uniform(15, 60), rng.uniform(26, 48)
-        gone = (weft == row) & (x > left) & (x < left + length)
-        backing = np.array([0.20, 0.19, 0.18]) + 0.25 * (warp_colour * warp_shade[..., None])
-        colour = np.where(gone[..., None], backing, colour)
-        mask |= gone
-    elif defect == "hole":
-        radius = rng.uniform(5.5, 9.0)
-        distance = _irregular_distance(rng, radius, wobble=0.22)
+    fibre = 1 + 0.08 * _stripes(rng, u + v)
+    warp_shade = (0.3 + 0.7 * np.sqrt(1 - 0.95 * across_warp**2)) * (1 - 0.45 * across_weft**4) * fibre
+    weft_shade = (0.3 + 0.7 * np.sqrt(1 - 0.95 * across_weft**2)) * (1 - 0.45 * across_warp**4) * fibre
+    warp_colour, weft_colour = warp_colour * warp_shade[..., None], weft_colour * weft_shade[..., None]
+    if defect == "broken_thread":  # a stretch of one weft thread is gone: dark gaps between the warp threads
+        mask = (to_weft == 0) & (np.abs(to_warp) <= rng.integers(1, 4)) | (to_weft == 0) & (to_warp == 1)
+        over_warp |= mask
+        warp_colour = np.where(
+            mask[..., None], warp_colour * (1 - 0.75 * across_warp**2)[..., None] * 0.75, warp_colour
+        )
+    colour = np.where(over_warp[..., None], warp_colour, weft_colour)
+    if defect == "hole":
+        distance = _irregular_distance(rng, rng.uniform(5.5, 9.0), wobble=0.22)
         hole, rim = distance < 0, (distance >= 0) & (distance < 2.2)
         colour = np.where(hole[..., None], 0.07 + 0.02 * _smooth(rng, 24)[..., None], colour)
         colour = np.where(rim[..., None], colour * 0.7 + 0.22, colour)  # frayed fibres catch the light
-        mask |= hole | rim
+        mask = hole | rim
     elif defect == "stain":
         depth = np.clip(-_irregular_distance(rng, rng.uniform(9, 15), wobble=0.25) / 4.0, 0, 1)
         tint = np.array([0.52, 0.42, 0.26]) if rng.random() < 0.5 else np.array([0.42, 0.45, 0.50])
         colour = colour * (1 - 0.75 * depth[..., None] * (1 - tint))
-        mask |= depth > 0.2
+        mask = depth > 0.2
     return colour, mask
 
 
 def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
     """Turned steel ring on a dark felt mat. Colour f32[h, w, 3] in [0, 1], mask."""
     x, y = _grid()
-    centre = SIZE / 2 + rng.uniform(-4, 4, 2)
+    centre = SIZE / 2 + rng.uniform(-1.5, 1.5, 2)
     dx, dy = x - centre[0], y - centre[1]
     radius, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
-    outer, inner = 50 + rng.uniform(-0.8, 0.8), 21 + rng.uniform(-0.5, 0.5)
+    outer, inner = 50 + rng.uniform(-0.3, 0.3), 21 + rng.uniform(-0.3, 0.3)
     mask = np.zeros(x.shape, bool)
     edge = np.minimum(outer - radius, radius - inner)  # > 0 on the steel, pixels from the nearer edge
     if defect == "chip":  # a bite out of the rim
@@ -170,9 +170,9 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
 def _photograph(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
     """Uneven lighting, exposure, colour cast, slight blur and sensor noise; f32[h, w, 3] to u8."""
     x, y = _grid()
-    slope = rng.uniform(-0.12, 0.12, 2)
-    light = 1 + slope[0] * (x / SIZE - 0.5) + slope[1] * (y / SIZE - 0.5) + 0.02 * _smooth(rng, 3)
-    exposure = rng.uniform(0.88, 1.12) * (1 + rng.uniform(-0.025, 0.025, 3))
+    slope = rng.uniform(-0.04, 0.04, 2)
+    light = 1 + slope[0] * (x / SIZE - 0.5) + slope[1] * (y / SIZE - 0.5) + 0.01 * _smooth(rng, 3)
+    exposure = rng.uniform(0.96, 1.04) * (1 + rng.uniform(-0.01, 0.01, 3))
     values = colour * light[..., None] * exposure
     soft = (values[:-2] + values[2:]) * 0.12 + values[1:-1] * 0.76
     values[1:-1] = soft
@@ -206,10 +206,6 @@ def _stripes(rng: np.random.Generator, along: np.ndarray) -> np.ndarray:
     first = float(along.min())
     profile = rng.uniform(-1, 1, int(along.max() - first) + 3)
     return np.interp(along - first, np.arange(profile.size), profile)
-
-
-def _blob(rng: np.random.Generator, smallest: float, largest: float) -> np.ndarray:
-    return _irregular_distance(rng, rng.uniform(smallest, largest), wobble=0.2) < 0
 
 
 def _irregular_distance(rng, radius: float, wobble: float, centre: np.ndarray | None = None) -> np.ndarray:

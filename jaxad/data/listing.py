@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxad.data.images import EXTENSIONS
-from jaxad.types import UserError
+from jaxad.errors import UserError
 
 NORMAL = "good"
 _NORMAL_BY_ANOTHER_NAME = ("ok", "normal", "nominal")  # refused where 'good' is meant, not guessed
@@ -175,7 +175,7 @@ def finish(
     notes: Iterable[str] = (),
     searched: Iterable[Path] = (),
 ) -> Listing:
-    """A Listing in path order, with the checks that every layout shares; `searched`: folders that may hold more files."""
+    """A Listing in path order, with the checks that every layout shares; `searched`: folders that may hold more."""
     problems, notes = list(problems), list(notes)
     ordered = {split: tuple(sorted(samples)) for split, samples in splits.items() if samples}
     where = root / category

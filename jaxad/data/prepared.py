@@ -29,7 +29,8 @@ from absl import logging
 from jaxad.data import images
 from jaxad.data.builders import AnomalyBuilder
 from jaxad.data.listing import Listing
-from jaxad.types import Record, UserError
+from jaxad.errors import UserError
+from jaxad.types import Record
 
 _LOCK = "lock"
 

@@ -11,7 +11,9 @@ def context(index=0, n_normal=5, n_anomalous=0, side=4):
     def load(i):
         return tf.fill((side, side, 3), tf.cast(i, tf.uint8)), tf.fill((side, side), i >= n_normal)
 
-    return views.Context(tf.constant(index), tf.constant(False), tf.zeros((side, side), bool), n_normal, n_anomalous, load)
+    return views.Context(
+        tf.constant(index), tf.constant(False), tf.zeros((side, side), bool), n_normal, n_anomalous, load
+    )
 
 
 def seed(n):

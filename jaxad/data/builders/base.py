@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from jaxad.data import images
 from jaxad.data.listing import Listing, Sample, folders_in
-from jaxad.types import UserError
+from jaxad.errors import UserError
 
 
 class AnomalyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -17,8 +17,8 @@ class Btad(AnomalyBuilder):
     CATEGORIES = CATEGORIES
     BUILDER_CONFIGS = configs(CATEGORIES, "BTAD")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Download and unpack https://avires.dimi.uniud.it/papers/btad/btad.zip and pass the folder that holds 01, 02 and "
-        "03 (BTech_Dataset_transformed) as manual_dir."
+        "Download and unpack https://avires.dimi.uniud.it/papers/btad/btad.zip and pass the folder that holds 01, 02 "
+        "and 03 (BTech_Dataset_transformed) as manual_dir."
     )
     DESCRIPTION = "Three industrial products with body and surface defects."
     HOMEPAGE = "https://github.com/pankajmishra000/VT-ADL"

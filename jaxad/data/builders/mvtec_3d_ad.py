@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from jaxad.data import images
 from jaxad.data.builders.base import AnomalyBuilder, check_size, configs, read
 from jaxad.data.listing import NORMAL, Listing, Sample, finish, folders_in, images_in, pair_masks
-from jaxad.types import UserError
+from jaxad.errors import UserError
 
 CATEGORIES = ("bagel", "cable_gland", "carrot", "cookie", "dowel", "foam", "peach", "potato", "rope", "tire")
 

@@ -1,0 +1,86 @@
+"""What holds for every method: it resumes bit for bit, compiles once per stage, and does not care about devices."""
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from jaxad import config as configs
+from jaxad import evaluate, run, sharding, train
+from jaxad.log import Log
+
+SIDE = 32
+METHODS = sorted(configs.METHODS)
+
+
+def tiny(method, devices=1):
+    made = configs.default(method)
+    made.data.image_size, made.data.batch_size = SIDE, 8
+    made.backbone.weights = "random"
+    made.mesh.devices = devices
+    made.train.log_every = 1
+    made.optim.name, made.optim.lr = "sgd", 0.01  # Adam would amplify the order of reductions between device counts
+    for stage in made.train.steps:
+        made.train.steps[stage] = 2
+    return made
+
+
+class Stopped(toy.ArrayData):
+    def batches(self, feed, **options):
+        for number, batch in enumerate(super().batches(feed, **options), options["start"]):
+            if feed.split == "train" and number == 0 and options["start"] == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+
+def fit(made, folder, data=None):
+    """(finished state, predictions, traces per stage) of all stages."""
+    data = data or toy.ArrayData(n=13, size=SIDE, anomalies=3)
+    mesh = sharding.start(made.mesh)
+    traces, carry = {}, None
+    with jax.set_mesh(mesh):
+        for stage in run.resolve(made.method).stages(made, data.spec):
+
+            def counted(state, batch, key, stage=stage):
+                traces[stage.name] = traces.get(stage.name, 0) + 1
+                return stage.update.apply(state, batch, key)
+
+            watched = dataclasses.replace(stage, update=stage.update._replace(apply=counted))
+            options = {"seed": 1, "mesh": mesh, "config": made, "log": Log(str(folder), main=False)}
+            while True:
+                try:
+                    carry, _ = train.train(watched, data, carry, folder=str(folder / stage.name), **options)
+                    break
+                except KeyboardInterrupt:  # as a user would: the same again
+                    continue
+        found = evaluate.predictions(
+            stage, carry, data, split="test", batch_size=8, seed=1, place=lambda batch: sharding.place_batch(batch, mesh)
+        )
+    return jax.tree.map(np.asarray, carry), found, traces
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_resumes_bit_for_bit_compiles_once_and_maps_every_pixel(method, tmp_path):
+    whole, found, traces = fit(tiny(method), tmp_path / "whole")
+    assert set(traces.values()) == {1}
+    assert found.maps.shape == (16, SIDE, SIDE) and found.scores.shape == (16,)
+    assert found.maps.dtype == found.scores.dtype == np.float32
+    resumed, again, _ = fit(tiny(method), tmp_path / "parts", Stopped(n=13, size=SIDE, anomalies=3))
+    for (path, left), (_, right) in zip(
+        jax.tree_util.tree_leaves_with_path(whole), jax.tree_util.tree_leaves_with_path(resumed), strict=True
+    ):
+        np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(path))
+    np.testing.assert_array_equal(found.maps, again.maps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_device_equals_eight(method, tmp_path):
+    _, one, _ = fit(tiny(method, 1), tmp_path / "one")
+    _, eight, _ = fit(tiny(method, 8), tmp_path / "eight")
+    scale = one.maps.max()
+    np.testing.assert_allclose(one.maps / scale, eight.maps / scale, atol=2e-3)
+    np.testing.assert_allclose(one.scores / one.scores.max(), eight.scores / one.scores.max(), atol=2e-3)
