@@ -68,9 +68,19 @@ def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
         parts.append(optax.scale_by_adam(optim.b1, optim.b2, eps=1e-8, mu_dtype=jnp.float32))
     if optim.weight_decay and optim.name == "adamw":
         parts.append(optax.add_decayed_weights(optim.weight_decay))
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    return strict(optax.chain(*parts, optax.scale_by_learning_rate(rate)))
 
 
 def in_float32() -> optax.GradientTransformation:
     """Gradients as float32, whatever type they come in."""
     return optax.stateless(lambda gradient, _: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))
+
+
+def strict(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` for callers that forbid implicit promotion: optax's Adam raises a float to the power of an integer count."""
+
+    def update(gradient, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(gradient, state, params)
+
+    return optax.GradientTransformation(tx.init, update)

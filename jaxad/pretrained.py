@@ -141,11 +141,13 @@ def _read(path: Path, wanted: Iterable[str]) -> tuple[dict[str, tuple[int, ...]]
                 arrays = {name: file[name] for name in file.files}
         else:
             arrays = _read_torch(path)
-    except (UserError, MemoryError, PermissionError):
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # each format has its own errors for a truncated or foreign file
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} is not a readable {path.suffix} file: {reason}; fetch it again") from error
+        raise UserError(
+            f"{path} is not a readable {path.suffix} file: {reason}; check it, or fetch it again"
+        ) from error
     return {name: array.shape for name, array in arrays.items()}, arrays
 
 

@@ -197,7 +197,7 @@ def run_category(
 def _watch(predict: Callable, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
     """Test metrics in the middle of training: to look at, never to choose a step by."""
     found = predict(stage, state, "test")
-    values = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, found.masks)
+    values = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, found.masks if found.masks.any() else None)
     names = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
     return {f"test/{name}": values[name] for name in names if values[name] is not None}
 

@@ -9,7 +9,7 @@ from jaxad.types import Record
 
 
 class FakeSource:
-    """`n_train` normal training images, `n_normal` and `n_anomalous` test images; every image differs from all others."""
+    """`n_train` normal training images, `n_normal` and `n_anomalous` test images, all different."""
 
     root = ""
     notes = ()

@@ -22,7 +22,7 @@ DEFECTS = {
     "washer": ("chip", "crack", "rust", "scratch"),
 }
 CATEGORIES = tuple(DEFECTS)
-N_TRAIN, N_TEST_GOOD, N_PER_DEFECT = 48, 20, 10
+N_TRAIN, N_TEST_GOOD, N_PER_DEFECT = 60, 20, 10
 
 
 def listing(category: str) -> Listing:
@@ -75,10 +75,10 @@ def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarra
     row, column = rng.integers(24, SIZE - 24, 2)  # where a defect of the threads is
     to_warp, to_weft = warp - warp[row, column], weft - weft[row, column]
     over_warp = (warp + weft) % 2 == 0
-    if defect == "misweave":  # the shuttle skipped: the weft floats over three warp threads out of four
-        reach = rng.uniform(1.2, 2.6, 2)
+    if defect == "misweave":  # the shuttle skipped: the weft floats over the warp
+        reach = rng.uniform(1.2, 2.4, 2)
         mask = (to_warp / reach[0]) ** 2 + (to_weft / reach[1]) ** 2 < 1
-        over_warp = np.where(mask, (warp + weft) % 4 == 0, over_warp)
+        over_warp = over_warp & ~mask
     warp_colour = np.array([0.80, 0.73, 0.60]) * (1 + 0.05 * _per_thread(rng, warp))[..., None]
     weft_colour = np.array([0.50, 0.57, 0.66]) * (1 + 0.05 * _per_thread(rng, weft))[..., None]
     across_warp, across_weft = (2 * np.mod(c / pitch, 1) - 1 for c in (u, v))  # -1 .. 1 over a thread
@@ -96,8 +96,8 @@ def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarra
     if defect == "hole":
         distance = _irregular_distance(rng, rng.uniform(5.5, 9.0), wobble=0.22)
         hole, rim = distance < 0, (distance >= 0) & (distance < 2.2)
-        colour = np.where(hole[..., None], 0.07 + 0.02 * _smooth(rng, 24)[..., None], colour)
-        colour = np.where(rim[..., None], colour * 0.7 + 0.22, colour)  # frayed fibres catch the light
+        colour = np.where(hole[..., None], 0.14 + 0.03 * _smooth(rng, 24)[..., None], colour)
+        colour = np.where(rim[..., None], colour * 0.8 + 0.12, colour)  # frayed fibres catch the light
         mask = hole | rim
     elif defect == "stain":
         depth = np.clip(-_irregular_distance(rng, rng.uniform(9, 15), wobble=0.25) / 4.0, 0, 1)
@@ -110,17 +110,21 @@ def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarra
 def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
     """Turned steel ring on a dark felt mat. Colour f32[h, w, 3] in [0, 1], mask."""
     x, y = _grid()
-    centre = SIZE / 2 + rng.uniform(-1.5, 1.5, 2)
+    centre = SIZE / 2 + rng.uniform(-4, 4, 2)
     dx, dy = x - centre[0], y - centre[1]
     radius, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
     outer, inner = 50 + rng.uniform(-0.3, 0.3), 21 + rng.uniform(-0.3, 0.3)
     mask = np.zeros(x.shape, bool)
     edge = np.minimum(outer - radius, radius - inner)  # > 0 on the steel, pixels from the nearer edge
+    turned = rng.uniform(0, 2 * np.pi)
+    for lug in range(3):  # the bore has three keyways, at any angle
+        key = inner * np.array([np.cos(turned + lug * 2.0944), np.sin(turned + lug * 2.0944)])
+        edge = np.minimum(edge, np.hypot(dx - key[0], dy - key[1]) - 4.0)
     if defect == "chip":  # a bite out of the rim
         where = rng.uniform(0, 2 * np.pi)
-        rim = outer + rng.uniform(0.5, 2.5)
+        rim = outer + rng.uniform(0.0, 1.5)
         bite = _irregular_distance(
-            rng, rng.uniform(5.5, 9.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)])
+            rng, rng.uniform(7.0, 10.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)])
         )
         mask |= (bite < 0) & (edge > 0)
         edge = np.minimum(edge, bite)
@@ -133,8 +137,8 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
     steel = steel * (1 - 0.35 * bevel) + 0.30 * bevel * (0.5 + 0.5 * np.cos(angle + 2.2))
     colour = steel[..., None] * np.array([0.97, 1.0, 1.03])
     if defect == "rust":
-        distance = _irregular_distance(rng, rng.uniform(6, 10), 0.35, _on_ring(rng, centre, inner + 8, outer - 8))
-        depth = np.clip(-distance / 3.0, 0, 1) * np.clip(0.75 + 0.6 * _smooth(rng, 32), 0, 1)
+        distance = _irregular_distance(rng, rng.uniform(7, 11), 0.35, _on_ring(rng, centre, inner + 8, outer - 8))
+        depth = np.clip(-distance / 3.0, 0, 1) * np.clip(0.85 + 0.5 * _smooth(rng, 32), 0, 1)
         brown = np.array([0.44, 0.27, 0.16]) * (1 + 0.25 * _smooth(rng, 40))[..., None]
         colour = colour * (1 - depth[..., None]) + brown * depth[..., None]
         mask |= (distance < 0) & (edge > 0)
@@ -147,9 +151,9 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
         line = start + np.cumsum(np.stack([np.cos(heading_at), np.sin(heading_at)], 1), 0) * 0.5
         line -= line.mean(0) - start
         distance = _distance_to(line)
-        bright, shadow = np.clip(1.5 - distance, 0, 1), np.clip(1.3 - _distance_to(line + 1.6), 0, 1)
+        bright, shadow = np.clip(1.7 - distance, 0, 1), np.clip(1.3 - _distance_to(line + 1.6), 0, 1)
         colour = colour * (1 - 0.45 * shadow[..., None])
-        colour = colour + (0.98 - colour) * (0.85 * bright)[..., None]
+        colour = colour + (0.98 - colour) * (0.95 * bright)[..., None]
         mask |= (distance < 2.0) & (edge > 0)
     elif defect == "crack":
         where, at = rng.uniform(0, 2 * np.pi), inner - 0.5
@@ -161,7 +165,7 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
         depth = np.clip(1.6 - distance, 0, 1)
         colour = colour * (1 - 0.85 * depth[..., None])
         mask |= (distance < 2.0) & (edge > -0.5)
-    felt = 0.15 + 0.03 * _smooth(rng, 48) + 0.02 * _smooth(rng, 6)
+    felt = 0.27 + 0.03 * _smooth(rng, 48) + 0.02 * _smooth(rng, 6)
     shadow = np.clip(1 - (np.hypot(dx - 3, dy - 4) - outer) / 6, 0, 1) * 0.5
     mat = (felt * (1 - shadow))[..., None] * np.array([0.95, 1.0, 1.1])
     return colour * ring[..., None] + mat * (1 - ring[..., None]), mask
@@ -170,9 +174,9 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
 def _photograph(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
     """Uneven lighting, exposure, colour cast, slight blur and sensor noise; f32[h, w, 3] to u8."""
     x, y = _grid()
-    slope = rng.uniform(-0.04, 0.04, 2)
+    slope = rng.uniform(-0.06, 0.06, 2)
     light = 1 + slope[0] * (x / SIZE - 0.5) + slope[1] * (y / SIZE - 0.5) + 0.01 * _smooth(rng, 3)
-    exposure = rng.uniform(0.96, 1.04) * (1 + rng.uniform(-0.01, 0.01, 3))
+    exposure = rng.uniform(0.95, 1.05) * (1 + rng.uniform(-0.01, 0.01, 3))
     values = colour * light[..., None] * exposure
     soft = (values[:-2] + values[2:]) * 0.12 + values[1:-1] * 0.76
     values[1:-1] = soft

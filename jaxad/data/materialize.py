@@ -1,7 +1,7 @@
 """Writes the data of a run into one file, from which it trains and evaluates by NumPy alone.
 
   python -m jaxad.data.materialize --config=configs/patchcore.py --config.data.dataset=mvtec_ad \
-      --config.data.root=FOLDER --out=screw.data
+      --config.data.root=FOLDER --config.data.category=screw --out=screw.data
   python -m jaxad.main --config=configs/patchcore.py --config.data.source=screw.data --workdir=runs/screw
 
 The file holds, for every category, the resized images of all splits with their masks, the splits, and for each stage

@@ -53,11 +53,12 @@ class Memory:
         with self._lock:
             self._kept[id(store)] = store.nbytes, weakref.ref(store)
             self._kept.move_to_end(id(store))
-            for key, (_, other) in list(self._kept.items()):
-                if other() is None:
+            for key, (_, reference) in list(self._kept.items()):
+                other = reference()
+                if other is None:  # its category was closed
                     del self._kept[key]
-                elif other() is not store and sum(size for size, _ in self._kept.values()) > limit:
-                    other().kept = None
+                elif other is not store and sum(size for size, _ in self._kept.values()) > limit:
+                    other.kept = None
                     del self._kept[key]
 
 
@@ -92,8 +93,8 @@ class Store:
         if not self.limit:
             return self._read
         with self._lock:
-            images, masks = self.kept = self.kept or self._read(np.arange(self.n))
             MEMORY.keep(self, self.limit)
+            images, masks = self.kept = self.kept or self._read(np.arange(self.n))
 
         def fetch(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             known = np.minimum(index, self.n - 1)

@@ -66,7 +66,7 @@ def distillation(
 ) -> Array:
     """Sum over layers of `layer_distance`: {layer: f32[B, h, w, C]} twice, with the same names -> f32[B].
 
-    layers: 'sum' (RD article eq. 3 and RD4AD's code) or 'mean' (Siamese U-Net, eq. 1). Under Adam alone the two train alike;
+    layers: 'sum' (the article's eq. 2 and RD4AD's code) or 'mean' (Lin and Lai's Siamese U-Net, its eq. 1). Under Adam alone the two train alike;
     beside other terms the factor counts. Gradients reach both arguments: stop the teacher's at the call.
 
     >>> features = {"layer1": jnp.ones((2, 4, 4, 3)), "layer2": jnp.ones((2, 2, 2, 5))}

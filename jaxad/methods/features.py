@@ -24,8 +24,11 @@ GROUP = 4  # channels that mix in one output up to which shifted sums beat a den
 
 
 class Extractor(NamedTuple):
-    """A frozen backbone. load() -> variables, NumPy f32 trees for `TrainState.frozen` · apply(variables, image: f32[B, H, W, 3]
-    in [0, 1]) -> one f32[B, h, w, C] per layer · shapes: (h, w, C) of each layer at config.data.image_size.
+    """A frozen backbone.
+
+    load() -> variables, NumPy f32 trees for `TrainState.frozen` ·
+    apply(variables, image: f32[B, H, W, 3] in [0, 1]) -> one f32[B, h, w, C] per layer ·
+    shapes: (h, w, C) of each layer at config.data.image_size.
     """
 
     load: Callable[[], Tree]
@@ -69,8 +72,8 @@ def extractor(config: Any, layers: Sequence[str]) -> Extractor:
 def concat(features: Sequence[Array], neighbourhood: int = 3) -> Array:
     """Average pools each f[B, h, w, C], resizes to the first grid and concatenates: f32[B, h0, w0, sum of C].
 
-    The window of `neighbourhood` positions has stride 1 and zero padding that counts (PyTorch's AvgPool2d default), as in
-    anomalib's PatchCore.
+    The window of `neighbourhood` positions has stride 1 and zero padding that counts (PyTorch's AvgPool2d default),
+    as in anomalib's PatchCore.
 
     >>> concat([jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 2, 3))]).shape
     (1, 4, 4, 5)
@@ -82,9 +85,9 @@ def concat(features: Sequence[Array], neighbourhood: int = 3) -> Array:
 def adaptive(features: Sequence[Array], neighbourhood: int = 3, layer_dim: int = 1024, dim: int = 1024) -> Array:
     """The descriptors of the PatchCore authors' code: f[B, h, w, C] per layer to f32[B, h0, w0, dim].
 
-    There, each layer's patches of neighbourhood x neighbourhood x C values (channel-major) are resized bilinearly to the
-    first grid and pooled adaptively to `layer_dim`, and the layers' vectors, end to end, are pooled to `dim`. Everything
-    is linear, so here each layer takes one constant kernel first and is resized afterwards, with the same result.
+    There, each layer's patches of neighbourhood x neighbourhood x C values (channel-major) are resized bilinearly to
+    the first grid and pooled adaptively to `layer_dim`, and the layers' vectors, end to end, are pooled to `dim`.
+    All of it is linear, so here each layer takes one constant kernel first and is resized afterwards: same result.
 
     >>> adaptive([jnp.ones((1, 4, 4, 512)), jnp.ones((1, 2, 2, 1024))]).shape
     (1, 4, 4, 1024)
@@ -106,7 +109,9 @@ def resize(features: Array, grid: tuple[int, int]) -> Array:
     for axis, (n, m) in enumerate(zip(features.shape[1:3], grid, strict=True)):
         if n != m:
             weights = interpolation_matrix(n, m, "bilinear").astype(np.float32)
-            out = jnp.einsum(("yh,bhwc->bywc", "xw,bhwc->bhxc")[axis], weights, out, precision=jax.lax.Precision.HIGHEST)
+            out = jnp.einsum(
+                ("yh,bhwc->bywc", "xw,bhwc->bhxc")[axis], weights, out, precision=jax.lax.Precision.HIGHEST
+            )
     return out
 
 
@@ -144,7 +149,7 @@ def _poolings(channels: tuple[int, ...], n: int, layer_dim: int, dim: int) -> tu
 
 
 def _adaptive_pool(n: int, m: int) -> scipy.sparse.csr_array:
-    """f64[n, m]: bin i is the mean of entries floor(i n / m) to ceil((i + 1) n / m), as PyTorch's adaptive_avg_pool1d."""
+    """f64[n, m], PyTorch's adaptive_avg_pool1d: bin i is the mean of entries floor(i n / m) to ceil((i + 1) n / m)."""
     columns = np.arange(m)
     begin, end = columns * n // m, -(-(columns + 1) * n // m)
     sizes = end - begin

@@ -39,7 +39,8 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     for name in ("neighbours", "reweight_b"):
         if options[name] > kept:
             raise UserError(
-                f"config.patchcore.{name}={options[name]}, but the coreset has {kept} patches: raise config.patchcore.coreset"
+                f"config.patchcore.{name}={options[name]}, but the coreset has {kept} patches: "
+                f"raise config.patchcore.coreset"
             )
 
     def descriptors(state: TrainState, image: Array) -> Array:
@@ -60,10 +61,10 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         # Padding goes past the end, each to a row of its own, and is dropped.
         beyond = rows + jnp.arange(row.size, dtype=jnp.int32).reshape(row.shape)
         row = jnp.where(batch.valid[:, None], row, beyond).reshape(-1)
-        put = functools.partial(dict, mode="drop", unique_indices=True)()
+        bank, written = state.memory["bank"].at[row], state.memory["bank_written"].at[row]
         return {
-            "bank": state.memory["bank"].at[row].set(descriptors(state, batch.image), **put),
-            "bank_written": state.memory["bank_written"].at[row].set(True, **put),
+            "bank": bank.set(descriptors(state, batch.image), mode="drop", unique_indices=True),
+            "bank_written": written.set(True, mode="drop", unique_indices=True),
         }
 
     def finish(state: TrainState) -> TrainState:

@@ -70,7 +70,8 @@ def _lines(found: Predictions, result: Mapping[str, Any]) -> dict[str, tuple[lis
 def _figure(title: str, x: str, y: str):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.2, 4.2), dpi=110)
+    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.13, top=0.92)
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(x)

@@ -113,19 +113,32 @@ def show(results: Mapping[str, Any], stream: TextIO | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=stream)
+    console, body = Console(file=stream), rows(results)
+    shown = _fitting(console.width, max(len(cells[0]) for _, cells in body))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("images", justify="right", no_wrap=True)
-    for name, heading in HEADINGS.items():
+    for name in shown:
         group = "image" if name.startswith("image") else "pixel"
-        table.add_column(f"{group}\n{heading}", justify="right", no_wrap=True)
+        table.add_column(f"{group}\n{HEADINGS[name]}", justify="right", no_wrap=True)
     styles = {"category": "bold", "defect": "dim", "mean": "bold cyan"}
-    for kind, cells in rows(results):
-        table.add_row(*(Text(cell) for cell in cells), style=styles[kind])
+    for kind, cells in body:
+        kept = [cell for name, cell in zip(METRICS, cells[2:], strict=True) if name in shown]
+        table.add_row(*(Text(cell) for cell in (*cells[:2], *kept)), style=styles[kind])
     console.print(table)
+    if len(shown) < len(METRICS):
+        console.print(Text("more in results.json than this terminal is wide"), style="dim")
     for line in footnotes(results):
         console.print(Text(line), style="dim")
+
+
+def _fitting(width: int, names: int) -> list[str]:
+    """The metrics whose columns fit beside names of that many characters."""
+    shown = list(METRICS)
+    for name in ("pixel_f1max", "image_f1max", "iou_max", "image_ap", "pixel_ap", "aupro_0.05"):
+        if names + 9 + 8 * len(shown) > width:
+            shown.remove(name)
+    return shown
 
 
 def summary_lines(results: Mapping[str, Any]) -> list[str]:

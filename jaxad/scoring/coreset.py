@@ -1,12 +1,12 @@
-"""Coresets by exact greedy k-centre (farthest-point) selection, in rounds of matrix products instead of one pass per pick.
+"""Coresets by exact greedy k-centre (farthest-point) selection, in rounds of matrix products, not one pass per pick.
 
 The plain loop reads all N rows for each of k picks and is bound by memory bandwidth. Here a round
   1. takes the M rows with the highest scores as candidates, and the next one as the bound,
-  2. picks greedily inside the candidates for as long as the best of them is still above the bound: scores only ever fall,
-     so no row outside can be the farthest before that,
+  2. picks greedily inside the candidates for as long as the best of them is still above the bound: scores only ever
+     fall, so no row outside can be the farthest before that,
   3. brings all N scores up to date with the picks of the round by blocked matrix products.
-The picks are those of the plain loop, lowest row first among equals. The cost is the 2 N k d operations of the distances
-themselves, at the speed of a matmul; 32,768 picks from 327,680 rows take about 20 rounds.
+The picks are those of the plain loop, lowest row first among equals. The cost is the 2 N k d operations of the
+distances themselves, at the speed of a matmul; 32,768 picks from 327,680 rows take about 20 rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxad.errors import UserError
-from jaxad.scoring.neighbours import AXIS, data_shards, pad_rows, take, take_local
+from jaxad.scoring.neighbours import AXIS, data_shards, pad_rows, take
 from jaxad.types import Array
 
 PROJECTIONS = ("linear", "gaussian", "sparse")
@@ -34,8 +34,9 @@ LAST = jnp.iinfo(jnp.int32).max
 def random_projection(key: Array, d_in: int, d_out: int, kind: str = "linear") -> Array:
     """f32[d_in, d_out], to be multiplied from the right: `features @ random_projection(...)`.
 
-    kind: 'linear', the initial weights of a PyTorch linear layer, U(-1, 1) / sqrt(d_in) (as the PatchCore authors project;
-    distances shrink by sqrt(d_out / (3 d_in)), which changes no choice) · 'gaussian', N(0, 1) / sqrt(d_out) ·
+    kind: 'linear', the initial weights of a PyTorch linear layer, U(-1, 1) / sqrt(d_in) (as the PatchCore authors
+    project; distances shrink by sqrt(d_out / (3 d_in)), which changes no choice) ·
+    'gaussian', N(0, 1) / sqrt(d_out) ·
     'sparse', 0 or +-sqrt(s / d_out) with probability 1 / s of a nonzero, s = sqrt(d_in) (Li, Hastie, Church 2006).
     The latter two keep distances in expectation. Raises UserError for another kind.
 
@@ -68,21 +69,22 @@ def k_centre(
 ) -> Array:
     """Rows of `features: f[N, d]` that greedy farthest-point selection picks, in order: i32[k], exact and distinct.
 
-    Each pick is the row with the highest score, the lowest row among equals, and a row's score is its Euclidean distance
-    to the nearest pick so far. Before the first pick the scores are
+    Each pick is the row with the highest score, the lowest row among equals, and a row's score is its Euclidean
+    distance to the nearest pick so far. Before the first pick the scores are
       - the mean distances to `start_points` random rows drawn with `key` (which are not themselves picked), as in the
         PatchCore authors' sampler; they go on to cap the score, so that a pick far from everything does not reset it;
       - with `start_points=0`, such that the first pick is a random row;
       - `start_scores: f[N]`, distances, where given (to extend an earlier selection, say).
     `valid: bool[N]` leaves rows out; at least k must be left, otherwise the surplus picks mean nothing.
-    `candidates` changes the speed, never the result. Distances are computed as in `neighbours.nearest`: rows whose distances
-    differ by less than float32 rounding may come in either order.
+    `candidates` changes the speed, never the result. Distances are computed as in `neighbours.nearest`: rows whose
+    distances differ by less than float32 rounding may come in either order.
 
-    Under a mesh in context with an axis 'data' of more than one device, rows are sharded over it, only candidates travel,
-    and the picks are the same. Raises ValueError if k is not in 1 .. N, or neither `key` nor `start_scores` is given.
+    Under a mesh in context with an axis 'data' of more than one device, rows are sharded over it, only candidates
+    travel, and the picks are the same.
+    Raises ValueError if k is not in 1 .. N, or neither `key` nor `start_scores` is given.
 
     >>> line = jnp.array([[0.0], [1.0], [2.0], [10.0]])
-    >>> k_centre(line, 3, start_scores=jnp.array([9.0, 0.0, 0.0, 0.0])).tolist()
+    >>> k_centre(line, 3, start_scores=jnp.array([99.0, 50.0, 50.0, 50.0])).tolist()
     [0, 3, 2]
     """
     n = features.shape[0]
@@ -90,7 +92,7 @@ def k_centre(
         raise ValueError(f"k_centre: k is {k}, there are {n} rows")
     if key is None and start_scores is None:
         raise ValueError("k_centre: give a key for the random start, or start_scores")
-    features = features.astype(jnp.float32)
+    features = jnp.asarray(features, jnp.float32)
     valid = jnp.ones(n, bool) if valid is None else valid
     shards = data_shards()
     features, valid = pad_rows(features, shards), pad_rows(valid, shards)
@@ -110,7 +112,7 @@ def _start(
 ) -> Array:
     """Squared scores before the first pick, f32[N]; -inf for rows that cannot be picked."""
     if start_scores is not None:
-        scores = pad_rows(jnp.square(start_scores.astype(jnp.float32)), features.shape[0])[: features.shape[0]]
+        scores = pad_rows(jnp.square(jnp.asarray(start_scores, jnp.float32)), features.shape[0])[: features.shape[0]]
     else:
         # The draw is over the n rows without padding, so that it is the same on any number of devices.
         lottery = jnp.where(valid[:n], jax.random.uniform(key, (n,)), -1.0)

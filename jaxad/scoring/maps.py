@@ -1,4 +1,4 @@
-"""From patch scores to an anomaly map and from a map to an image score: the only place that upsamples, blurs or reduces.
+"""From patch scores to an anomaly map, from a map to an image score: the only place that upsamples, blurs or reduces.
 
 Interpolation and Gaussian blur are linear and separable, so each is one constant matrix per image axis, and a whole
 chain is two small matrix products: `A_h @ patches @ A_w.T` with A = blur @ upsample. That is exact, static in shape and
@@ -49,7 +49,7 @@ def gaussian_blur(maps: Array, sigma: float) -> Array:
 
 
 def anomaly_map(patches: Array, size: tuple[int, int], *, interpolation: str = "bilinear", sigma: float = 4.0) -> Array:
-    """`gaussian_blur(upsample(patches, size, interpolation), sigma)` in two small matrix products: f[B, h, w] to f32[B, H, W].
+    """`gaussian_blur(upsample(patches, size, interpolation), sigma)` in two matrix products: f[B, h, w] to f32[B, H, W].
 
     >>> anomaly_map(jnp.ones((2, 4, 5)), (32, 40)).shape
     (2, 32, 40)
@@ -98,7 +98,9 @@ def interpolation_matrix(n: int, m: int, interpolation: str) -> np.ndarray:
     elif interpolation == "nearest":
         position = target * n // m
     else:
-        raise UserError(f"config.score.interpolation is {interpolation!r}: set it to one of {', '.join(INTERPOLATIONS)}")
+        raise UserError(
+            f"config.score.interpolation is {interpolation!r}: set it to one of {', '.join(INTERPOLATIONS)}"
+        )
     below = np.minimum(np.floor(position).astype(int), n - 1)
     above = np.minimum(below + 1, n - 1)
     fraction = position - below
@@ -111,7 +113,7 @@ def interpolation_matrix(n: int, m: int, interpolation: str) -> np.ndarray:
 
 @functools.lru_cache
 def blur_matrix(n: int, sigma: float) -> np.ndarray:
-    """f64[n, n]: the Gaussian filter of `n` samples with mirrored borders, also where the kernel is longer than the signal."""
+    """f64[n, n]: the Gaussian filter of `n` samples with mirrored borders, however long the kernel is."""
     radius = int(TRUNCATE * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)

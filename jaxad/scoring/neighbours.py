@@ -1,7 +1,7 @@
 """Exact nearest neighbours in a bank of descriptors, block by block, on one device or with the bank's rows sharded.
 
-Where `jax.set_mesh` has set a mesh with an axis 'data' of more than one device, the search runs under `shard_map`: every
-device looks through its own rows of the bank for all queries, and only the K best of each device travel. Left to
+Where `jax.set_mesh` has set a mesh with an axis 'data' of more than one device, the search runs under `shard_map`:
+every device looks through its own rows of the bank for all queries, and only the K best of each device travel. Left to
 itself, XLA gathers the whole [Q, M] distance matrix for `top_k`, and the whole bank for `bank[index]`.
 """
 
@@ -16,7 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jaxad.types import Array
 
 AXIS = "data"  # the mesh axis over which batches and the rows of a bank are sharded
-BLOCK_BYTES = 1 << 25  # of one block of the distance matrix: small enough to stay near the cores, large enough for a matmul
+BLOCK_BYTES = (
+    1 << 25
+)  # of one block of the distance matrix: small enough to stay near the cores, large enough for a matmul
 
 
 def nearest(
@@ -26,8 +28,8 @@ def nearest(
 
     Returns (squared Euclidean distance f32[Q, k], row of the bank i32[Q, k]), nearest first; among equal distances the
     lowest row comes first. `valid: bool[M]` leaves rows out; where fewer than k are left the distance is infinite.
-    Distances are ||q||^2 + ||b||^2 - 2 q.b in float32 at the highest matmul precision, clamped at 0, so that they are exact
-    to about 1e-6 of the norms. `block` rows of the bank are compared at a time: memory is O(Q block), never O(Q M).
+    Distances are ||q||^2 + ||b||^2 - 2 q.b in float32 at the highest matmul precision, clamped at 0: exact to about
+    2e-6 of the squared norms. `block` rows of the bank are compared at a time: memory is O(Q block), never O(Q M).
     Raises ValueError if k is larger than M or the lengths D differ.
 
     >>> bank = jnp.array([[0.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
@@ -39,7 +41,7 @@ def nearest(
         raise ValueError(f"nearest: queries have {query.shape[1]} dimensions, the bank has {bank.shape[1]}")
     if not 1 <= k <= bank.shape[0]:
         raise ValueError(f"nearest: k is {k}, the bank has {bank.shape[0]} rows")
-    query, bank = query.astype(jnp.float32), bank.astype(jnp.float32)
+    query, bank = jnp.asarray(query, jnp.float32), jnp.asarray(bank, jnp.float32)
     shards = data_shards()
     if shards == 1:
         return _search(query, bank, valid, k, block)
@@ -49,7 +51,9 @@ def nearest(
     query, bank, valid = pad_rows(query, shards), pad_rows(bank, shards), pad_rows(valid, shards)
     rows = bank.shape[0] // shards
 
-    @functools.partial(jax.shard_map, in_specs=(P(AXIS), P(AXIS), P(AXIS)), out_specs=P(AXIS), axis_names={AXIS}, check_vma=False)
+    @functools.partial(
+        jax.shard_map, in_specs=(P(AXIS), P(AXIS), P(AXIS)), out_specs=P(AXIS), axis_names={AXIS}, check_vma=False
+    )
     def search(query, bank, valid):
         everyone = jax.lax.all_gather(query, AXIS, tiled=True)
         distance, row = _search(everyone, bank, valid, min(k, rows), block)
@@ -63,14 +67,14 @@ def nearest(
 
 
 def take(bank: Array, index: Array) -> Array:
-    """`bank[index]` for `bank: [M, ...]`, `index: i32[N]` in [0, M): also from a bank with sharded rows, without gathering it.
+    """`bank[index]`, `bank: [M, ...]`, `index: i32[N]` in [0, M): also of a bank with sharded rows, not gathering it.
 
     >>> take(jnp.arange(6.0).reshape(3, 2), jnp.array([2, 0])).tolist()
     [[4.0, 5.0], [0.0, 1.0]]
     """
     shards = data_shards()
     if shards == 1:
-        return bank[index]
+        return jnp.asarray(bank)[index]
     bank = pad_rows(bank, shards)
     rows = bank.shape[0] // shards
 
@@ -105,7 +109,7 @@ def _search(query: Array, bank: Array, valid: Array | None, k: int, block: int |
     block = min(m, block or max(256, min(8192, BLOCK_BYTES // (4 * max(q, 1)))))
 
     def compare(i, best):
-        # The last block starts early, at m - block, to keep its shape; the rows it shares with the one before are left out.
+        # The last block starts early, at m - block, to keep its shape, and leaves out what the one before has seen.
         start = jnp.minimum(i * block, m - block)
         rows = jax.lax.dynamic_slice_in_dim(bank, start, block)
         index = start + jnp.arange(block, dtype=jnp.int32)
@@ -117,7 +121,7 @@ def _search(query: Array, bank: Array, valid: Array | None, k: int, block: int |
         distance = norm[None, :] - 2.0 * product  # without ||q||^2, which changes no order within a query
         if k == 1:
             least = jnp.min(distance, axis=1, keepdims=True)
-            # The first row that attains the minimum, as a plain minimum over integers: argmin does not vectorise on CPU.
+            # The first row that attains the minimum, as a minimum over integers: argmin does not vectorise on CPU.
             first = jnp.min(jnp.where(distance == least, index[None, :], m - 1), axis=1, keepdims=True)
             closer = least < best[0]
             return jnp.where(closer, least, best[0]), jnp.where(closer, first, best[1])

@@ -9,7 +9,7 @@ import pytest
 from fake_data import FakeSource, assert_same, config, take
 
 from jaxad import run
-from jaxad.data import archive, materialize, pipeline
+from jaxad.data import archive, catalog, materialize, pipeline
 from jaxad.types import Feed, Stage, UserError, View
 
 TWO_VIEWS = (View("rotated", "rotated", {"degrees": 9.0}), View("mixed", "fake_data:mixed"))
@@ -21,27 +21,40 @@ FEEDS = {
 SPLITTING = dict(n_anomalies=2, holdout=0.2)
 
 
-@pytest.fixture
-def fakes(monkeypatch):
+def test_the_command_writes_a_file_that_the_demo_runs_from(tmp_path, demo_cache):
+    out, file = str(tmp_path / "demo.data"), tmp_path / "configuration.py"
+    file.write_text(
+        "from jaxad import config\n"
+        "def get_config(variant=None):\n"
+        "    result = config.default('patchcore')\n"
+        f"    result.data.update(image_size=32, cache_dir={demo_cache!r})\n"
+        "    return result\n"
+    )
+    assert materialize.main(["materialize", f"--config={file}", f"--out={out}", "--bank=0"]) == 0
+    assert pipeline.categories(config(source=out)) == catalog.categories(config())
+    data = pipeline.open(config(source=out), pipeline.categories(config(source=out))[0])
+    original = pipeline.open(config(cache_dir=demo_cache), data.spec.category)
+    assert_same(take(data, Feed(4), 0, 3), take(original, Feed(4), 0, 3))
+
+
+@pytest.fixture(scope="module")
+def fakes():
     """Two categories without files, and a method whose stages have the FEEDS."""
     sources = {name: FakeSource(name=name, n_train=n) for name, n in (("bolt", 11), ("nut", 7))}
-
-    def opened(config, category):
-        return pipeline.Pipeline(config, sources[category])
 
     def stages(config, spec):
         return tuple(Stage(name, feed, 6, init=None, update=None) for name, feed in FEEDS.items())
 
-    original = pipeline.open, pipeline.categories
-    monkeypatch.setattr(pipeline, "open", lambda c, name: original[0](c, name) if c.data.source else opened(c, name))
-    monkeypatch.setattr(pipeline, "categories", lambda c: original[1](c) if c.data.source else tuple(sources))
-    monkeypatch.setattr(run, "resolve", lambda method: types.SimpleNamespace(stages=stages))
-    return sources
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "categories", lambda config: tuple(sources))
+        patch.setattr(catalog, "open_source", lambda config, category: sources[category])
+        patch.setattr(run, "resolve", lambda method: types.SimpleNamespace(stages=stages))
+        yield sources
 
 
-@pytest.fixture
-def file(fakes, tmp_path):
-    path = str(tmp_path / "two.data")
+@pytest.fixture(scope="module")
+def file(fakes, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("materialised") / "two.data")
     materialize.write(config(**SPLITTING), path, n_bank=5)
     return path
 
@@ -207,21 +220,6 @@ print(json.dumps([float(b.image.sum(dtype="f8")) for b in take(data, Feed(4), 0,
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     ours, _ = both(file, "bolt")
     assert json.loads(done.stdout) == [float(b.image.sum(dtype="f8")) for b in take(ours, Feed(4), 0, 3)]
-
-
-def test_the_command_writes_a_file_that_the_demo_runs_from(tmp_path, demo_cache):
-    out, file = str(tmp_path / "demo.data"), tmp_path / "configuration.py"
-    file.write_text(
-        "from jaxad import config\n"
-        "def get_config(variant=None):\n"
-        "    result = config.default('patchcore')\n"
-        f"    result.data.update(image_size=32, cache_dir={demo_cache!r})\n"
-        "    return result\n"
-    )
-    assert materialize.main(["materialize", f"--config={file}", f"--out={out}", "--bank=0"]) == 0
-    data = pipeline.open(config(source=out), pipeline.categories(config(source=out))[0])
-    original = pipeline.open(config(cache_dir=demo_cache), data.spec.category)
-    assert_same(take(data, Feed(4), 0, 3), take(original, Feed(4), 0, 3))
 
 
 @pytest.mark.parametrize(

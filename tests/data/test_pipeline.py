@@ -121,17 +121,17 @@ def test_a_set_too_large_for_memory_gives_the_same_batches(feed):
 
 
 def test_memory_is_shared_between_categories_and_the_oldest_goes_first():
-    one_split = 11 * 32 * 32 * 4 / 2**20
-    whole = 23 * 32 * 32 * 4 / 2**20
-    first, second = FakeSource(name="a"), FakeSource(name="b")
-    a, b = (Pipeline(config(memory_mb=whole + one_split / 2), source) for source in (first, second))
+    # 128-pixel images: a's training split takes 0.69 MiB, its test split 0.75, b's training split 0.69.
+    settings = config(memory_mb=2)
+    settings.data.image_size = 128
+    a, b = (Pipeline(settings, FakeSource(name=name)) for name in "ab")
     before = take(a, Feed(4), 0, 2)
     take(a, Feed(4, "test"), 0, 1)
     take(b, Feed(4), 0, 1)  # now a's train and test and b's train do not fit together
     assert a._stores["train"].kept is None and b._stores["train"].kept is not None
     assert_same(take(a, Feed(4), 0, 2), before)
     kept = [s for data in (a, b) for s in data._stores.values() if s.kept is not None]
-    assert sum({id(s): s.nbytes for s in kept}.values()) <= (whole + one_split / 2) * 2**20
+    assert sum({id(s): s.nbytes for s in kept}.values()) <= 2 * 2**20
 
 
 def test_images_are_the_same_bits_as_numpys_division():
@@ -178,6 +178,14 @@ def test_an_op_may_return_several_tensors_and_see_other_images():
         assert len(which) == 1 and which[0] != batch.index[row]
         pasted = np.where(mask[..., None], source, batch.image[row])
         np.testing.assert_allclose(batch.views["mixed"][row], pasted, atol=1e-6)
+
+
+def test_views_of_held_out_images_draw_from_the_training_split():
+    data = open_fake(holdout=0.5)
+    (batch,) = take(data, Feed(5, "holdout", views=(MIXED,)), 0, 1)
+    normals = [data.image("train", i).astype(np.float32) / 255 for i in range(data.spec.n_train)]
+    for source in batch.views["mixed_source"]:
+        assert any(np.allclose(source, image) for image in normals)
 
 
 def test_train_normal_leaves_the_moved_anomalies_out():

@@ -1,5 +1,7 @@
 """ResNets against PyTorch's functions, driven by a state dict under torchvision's names."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -232,3 +234,22 @@ def test_unknown_names_and_stages_say_what_exists():
         resnet.resnet("resnet18", ())
     with pytest.raises(UserError, match="resnet19.*resnet18"):
         resnet.resnet("resnet19")
+
+
+def test_a_sharded_batch_gives_global_statistics_and_moves_no_feature_between_devices():
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    module = resnet.resnet("resnet50", ("layer1", "layer2"), base=4, blocks=(1, 1))
+    variables, batch = random_variables(module), images(8, 32, 32)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    replicated = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    step = jax.jit(lambda variables, batch: module.apply(variables, batch, True, mutable=["batch_stats"]))
+    hlo = step.lower(replicated, sharded).compile().as_text()
+    assert "all-reduce" in hlo
+    assert not any(move in hlo for move in ("all-gather", "all-to-all", "collective-permute"))
+    (got, new), (want, new_want) = step(replicated, sharded), step(variables, batch)
+    assert relative_error(got["layer2"], want["layer2"]) < 1e-4
+    for path, leaf in jax.tree_util.tree_flatten_with_path(new)[0]:
+        want_leaf = functools.reduce(lambda tree, key: tree[key.key], path, new_want)
+        assert relative_error(leaf, want_leaf) < 1e-4, path

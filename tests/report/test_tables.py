@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from jaxad import report
 from jaxad.evaluate import METRICS
@@ -99,7 +100,6 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_the_same_numbers_as_a_log(monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    monkeypatch.setenv("NO_COLOR", "1")
     found, pipe, terminal = results(screw=category(), tile=no_masks()), io.StringIO(), Terminal()
     tables.show(found, pipe)
     tables.show(found, terminal)
@@ -108,8 +108,18 @@ def test_a_terminal_gets_the_same_numbers_as_a_log(monkeypatch):
         assert any(cells[0].strip() in line and line.split()[-9:] == list(cells[-9:]) for line in _lines(terminal))
 
 
+def test_a_narrow_terminal_loses_columns_never_the_names(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    terminal = Terminal()
+    tables.show(results(magnetic_tile=category()), terminal)
+    lines = _lines(terminal)
+    row = next(line for line in lines if line.startswith("magnetic_tile"))
+    assert row.split()[1:] == ["12+7", "0.5000", "0.5100", "0.5300", "0.5400", "0.5600", "0.5700"]
+    assert max(map(len, lines)) <= 70 and any("more in results.json" in line for line in lines)
+
+
 def _lines(stream):
-    return stream.getvalue().splitlines()
+    return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()  # without colours
 
 
 def test_summary_lines_are_one_per_category_and_the_mean():

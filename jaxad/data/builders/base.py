@@ -114,6 +114,10 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Features of one data set alone."""
         return {}
 
+    @classmethod
+    def check_more(cls, root: Path, sample: Sample, size: tuple[int, int]) -> None:
+        """UserError where a file of one data set alone is wrong."""
+
 
 def read(path: Path) -> bytes:
     """The bytes of `path`; UserError where it cannot be read."""

@@ -62,10 +62,19 @@ class Mvtec3dAd(AnomalyBuilder):
         return super()._features() | {"valid": tfds.features.Image(shape=(None, None, 1), encoding_format="png")}
 
     def _more(self, root: Path, sample: Sample, size: tuple[int, int]):
-        path = root / str(sample.xyz)
-        xyz = read_xyz(read(path), str(path))
-        check_size(path, xyz.shape[:2], root / sample.path, size)
-        return {"valid": images.encode_png((xyz != 0).any(axis=2))}
+        return {"valid": images.encode_png((_points(root, sample, size) != 0).any(axis=2))}
+
+    @classmethod
+    def check_more(cls, root: Path, sample: Sample, size: tuple[int, int]) -> None:
+        if sample.xyz is not None:  # a missing one is in the listing's problems
+            _points(root, sample, size)
+
+
+def _points(root: Path, sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    path = root / str(sample.xyz)
+    xyz = read_xyz(read(path), str(path))
+    check_size(path, xyz.shape[:2], root / sample.path, size)
+    return xyz
 
 
 def read_xyz(data: bytes, name: str = "an xyz image") -> np.ndarray:
