@@ -94,6 +94,7 @@ class View:
 class Feed:
     """The batches a stage asks the pipeline for.
 
+    split: 'train' (moved anomalies after the normals), 'train_normal' (without them), 'holdout' or 'test'.
     shuffle=True: batch n holds positions [n B, (n + 1) B) of an endless stream of per-epoch permutations, all valid.
     shuffle=False: the split once, in index order; the last batch is padded (`valid=False`).
     """
@@ -118,7 +119,11 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What a method may know of the data when its stages are built. Counts are of images."""
+    """What a method may know of the data when its stages are built. Counts are of images.
+
+    n_train: the split 'train', of which n_train_anomalous are real anomalies moved there from the test set; the split
+    'train_normal' has the others, under the same indices.
+    """
 
     dataset: str
     category: str
@@ -128,6 +133,12 @@ class DataSpec:
     n_test_normal: int
     n_test_anomalous: int
     has_masks: bool
+    n_train_anomalous: int = 0
+
+    @property
+    def n_train_normal(self) -> int:
+        """Images of the split 'train_normal'."""
+        return self.n_train - self.n_train_anomalous
 
 
 class Data(Protocol):
@@ -137,7 +148,7 @@ class Data(Protocol):
     notes: tuple[str, ...]
 
     def records(self, split: str) -> tuple[Record, ...]:
-        """Split 'train', 'holdout' or 'test'; row i belongs to `Batch.index == i`."""
+        """Split 'train', 'train_normal', 'holdout' or 'test'; row i belongs to `Batch.index == i`."""
         ...
 
     def image(self, split: str, index: int) -> np.ndarray:

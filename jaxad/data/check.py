@@ -68,7 +68,10 @@ class Report:
         table = [("split", "defect", "images", "masks", "width x height", "channels"), *self.rows]
         widths = [max(len(row[column]) for row in table) for column in range(6)]
         for row in table:
-            cells = (cell.rjust(w) if i in (2, 3) else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+            cells = (
+                cell.rjust(w) if i in (2, 3) else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             yield ("  " + "  ".join(cells)).rstrip()
         yield from (f"  note: {note}" for note in self.notes)
         yield from (f"  problem: {problem}" for problem in self.problems)
@@ -84,7 +87,8 @@ def check(config: ConfigDict, category: str) -> Report:
         return Report(f"{category} ({builder.name}, generated)", _rows(listing, {}), listing.notes, listing.problems)
     everything = [sample for samples in listing.splits.values() for sample in samples]
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(everything, pool.map(lambda sample: _look(builder, listing.root, sample), everything)))
+        looks = pool.map(lambda sample: _look(builder, listing.root, sample), everything)
+        found = dict(zip(everything, looks, strict=True))
     problems = [*listing.problems, *(problem for seen in found.values() for problem in seen.problems)]
     notes = [*listing.notes, *_notes(listing, found)]
     return Report(f"{category} ({builder.name}, {listing.root})", _rows(listing, found), tuple(notes), tuple(problems))
@@ -92,7 +96,7 @@ def check(config: ConfigDict, category: str) -> Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    size: str = "?"
+    size: tuple[int, int] | None = None  # width, height
     kind: str = "unreadable"
     digest: bytes = b""
     problems: tuple[str, ...] = ()
@@ -125,7 +129,7 @@ def _look(builder: type[AnomalyBuilder], root: Path, sample: Sample) -> _Seen:
         builder.check_more(root, sample, (height, width))
     except UserError as error:
         problems.append(str(error))
-    return _Seen(f"{width}x{height}", kind, hashlib.sha256(data).digest(), tuple(problems))
+    return _Seen((width, height), kind, hashlib.sha256(data).digest(), tuple(problems))
 
 
 def _rows(listing: Listing, found: dict[Sample, _Seen]) -> tuple[tuple[str, ...], ...]:
@@ -135,14 +139,21 @@ def _rows(listing: Listing, found: dict[Sample, _Seen]) -> tuple[tuple[str, ...]
             group = [sample for sample in samples if sample.defect == defect]
             masks = sum(sample.mask is not None for sample in group)
             seen = [found[sample] for sample in group if sample in found]
-            sizes, kinds = Counter(one.size for one in seen), Counter(one.kind for one in seen)
-            rows.append((split, defect, str(len(group)), str(masks), _summary(sizes), _summary(kinds)))
+            kinds = Counter(one.kind for one in seen)
+            rows.append((split, defect, str(len(group)), str(masks), _sizes(seen), _summary(kinds)))
     return tuple(rows)
 
 
+def _sizes(seen: Sequence[_Seen]) -> str:
+    counts = Counter(one.size for one in seen if one.size)
+    if len(counts) <= 2:
+        return _summary(Counter({f"{width} x {height}": number for (width, height), number in counts.items()}))
+    ranges = (f"{min(sides)}..{max(sides)}" for sides in zip(*counts, strict=True))
+    return " x ".join(ranges) + f" ({len(counts)} sizes)"
+
+
 def _summary(counts: Counter[str]) -> str:
-    shown = [f"{name} ({number})" if len(counts) > 1 else name for name, number in counts.most_common(3)]
-    return ", ".join(shown) + (f", {len(counts) - 3} more" if len(counts) > 3 else "")
+    return ", ".join(f"{name} ({number})" if len(counts) > 1 else name for name, number in counts.most_common())
 
 
 def _notes(listing: Listing, found: dict[Sample, _Seen]) -> Iterator[str]:

@@ -22,6 +22,10 @@ from jaxad.errors import UserError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 MODES = ("square", "short_crop", "none")
 
+# Once for the process: `catch_warnings` is not thread-safe.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # line-scan images are this large
+warnings.filterwarnings("ignore", "Truncated File Read")  # an error follows, which says more
+
 _16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # older Pillow opens a 16-bit PNG as "I"
 
 
@@ -162,9 +166,7 @@ def _open(source: bytes | str | os.PathLike, name: str) -> tuple[Image.Image, st
         except OSError as error:
             raise UserError(f"{name} cannot be read ({error.strerror or error}); restore or remove it") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # line-scan images are this large
-            return Image.open(io.BytesIO(data)), name
+        return Image.open(io.BytesIO(data)), name
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(name, error) from error
 

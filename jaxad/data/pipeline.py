@@ -88,6 +88,7 @@ class Pipeline(store.Category):
             n_test_normal=len(parts.test) - anomalous,
             n_test_anomalous=anomalous,
             has_masks=bool(source.has_masks and anomalous),
+            n_train_anomalous=sum(row.record.label for row in parts.train),
         )
         records = {split: tuple(row.record for row in part) for split, part in rows.items()}
         counts = {split: len(part) for split, part in rows.items()}

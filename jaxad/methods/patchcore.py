@@ -33,7 +33,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     describe = _descriptor(options)
     _, height, width, dim = jax.eval_shape(describe, [jnp.zeros((1, *shape)) for shape in backbone.shapes]).shape
     patches = height * width
-    filled = spec.n_train * patches
+    filled = spec.n_train_normal * patches
     rows = -(-filled // ROWS) * ROWS
     kept = max(1, int(options.coreset * filled))
     for name in ("neighbours", "reweight_b"):
@@ -102,8 +102,8 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         )
         return AnomalyMap(pixel, image)
 
-    feed = Feed(config.data.batch_size, shuffle=False)
-    return (Stage("fit", feed, feed.one_pass(spec.n_train), init, remember(write), finish, predict),)
+    feed = Feed(config.data.batch_size, split="train_normal", shuffle=False)
+    return (Stage("fit", feed, feed.one_pass(spec.n_train_normal), init, remember(write), finish, predict),)
 
 
 def reweighting(test: Array, nearest: Array, bank: Array, b: int) -> Array:

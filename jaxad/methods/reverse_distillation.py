@@ -63,4 +63,4 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         return AnomalyMap(pixel, maps.image_score(pixel, score.reduction))
 
     update = descend(objective, optimiser(config.optim, steps), wrt="student")
-    return (Stage("distil", Feed(config.data.batch_size), steps, init, update, predict=predict),)
+    return (Stage("distil", Feed(config.data.batch_size, split="train_normal"), steps, init, update, predict=predict),)

@@ -49,7 +49,7 @@ def gaussian_blur(maps: Array, sigma: float) -> Array:
 
 
 def anomaly_map(patches: Array, size: tuple[int, int], *, interpolation: str = "bilinear", sigma: float = 4.0) -> Array:
-    """`gaussian_blur(upsample(patches, size, interpolation), sigma)` in two matrix products: f[B, h, w] to f32[B, H, W].
+    """`gaussian_blur(upsample(patches, size, ...), sigma)` in two matrix products: f[B, h, w] to f32[B, H, W].
 
     >>> anomaly_map(jnp.ones((2, 4, 5)), (32, 40)).shape
     (2, 32, 40)

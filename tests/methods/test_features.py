@@ -19,7 +19,7 @@ def layers(*channels, side=8):
 
 
 def torch_adaptive(tensors, n, layer_dim, dim):
-    """unfold -> bilinear resize of the unfolded grid -> adaptive pooling per layer -> end to end -> adaptive pooling."""
+    """Unfold, resize the unfolded grid, pool adaptively per layer, put end to end, pool adaptively."""
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     grid = tensors[0].shape[1:3]

@@ -1,7 +1,5 @@
 """Greedy k-centre against the plain loop, in every start, with ties and duplicates; sharded against one device."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
