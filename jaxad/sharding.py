@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -106,7 +107,7 @@ def place_state(state: TrainState, mesh: Mesh) -> TrainState:
         if jax.process_count() == 1:
             return jax.device_put(leaf, sharding, may_alias=False)
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.jit(lambda array: array + 0, out_shardings=sharding)(leaf)
+            return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

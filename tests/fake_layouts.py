@@ -1,4 +1,4 @@
-"""Tiny copies of the real data sets' folders: layouts, extensions, image modes and traps of each, 20-odd pixels wide."""
+"""Tiny copies of the real data sets' folders: layouts, extensions, image modes and traps of each, 24 pixels wide."""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ from jaxad.types import Record
 if TYPE_CHECKING:
     from jaxad.data.builders import AnomalyBuilder
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's C++ side reads it at import: no banners
+# Read by TensorFlow when it is imported: no banners, and no oneDNN, whose results depend on the processor.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 DATASETS = ("demo", "folder", "mvtec_ad", "mvtec_3d_ad", "visa", "btad")
 

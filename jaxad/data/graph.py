@@ -33,6 +33,7 @@ class Others(NamedTuple):
 def tensorflow() -> Any:
     """TensorFlow, kept to the CPU: the accelerator's memory is JAX's."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no banner, and results that do not depend on the processor
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):

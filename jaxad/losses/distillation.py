@@ -13,7 +13,9 @@ from jax import lax
 
 from jaxad.types import Array
 
-EPS = 1e-8  # floor of each norm, as PyTorch's cosine_similarity: the cosine with a zero vector is 0, its gradient finite
+EPS = (
+    1e-8  # floor of each norm, as PyTorch's cosine_similarity: the cosine with a zero vector is 0, its gradient finite
+)
 REDUCTIONS = ("flat", "position")
 
 

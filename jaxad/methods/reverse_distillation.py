@@ -28,7 +28,9 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         known = ", ".join(distillation.REDUCTIONS)
         raise UserError(f"config.reverse_distillation.cos_reduce={reduce!r} is not one of: {known}")
     if spec.image_size % 32:
-        raise UserError(f"images of {spec.image_size} pixels do not halve five times; set config.data.image_size to a multiple of 32")
+        raise UserError(
+            f"images of {spec.image_size} pixels do not halve five times; set config.data.image_size to a multiple of 32"
+        )
     student = reverse_distillation.student(config.backbone.name, features.compute_dtype(config))
     teacher = features.extractor(config, LAYERS)
 

@@ -98,7 +98,9 @@ def student(backbone: str, dtype=None, **changes) -> Student:
     """
     if backbone not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"reverse distillation needs a ResNet teacher, not {backbone!r}; set config.backbone.name to {known}")
+        raise UserError(
+            f"reverse distillation needs a ResNet teacher, not {backbone!r}; set config.backbone.name to {known}"
+        )
     return Student(ARCHITECTURES[backbone]._replace(**changes), dtype)
 
 

