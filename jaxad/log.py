@@ -15,14 +15,13 @@ from jaxad.types import SKIPPED
 
 
 class Log:
-    """One category's log. On a process that is not `main` it says and writes nothing."""
+    """One category's log, to be used in a `with` statement. On a process that is not `main` it says and writes nothing."""
 
     def __init__(self, folder: str, main: bool = True):
         self.main = main
         self._file = os.path.join(folder, "metrics.jsonl")
         self._console = Console(stderr=True)
         self._events = None
-        self._bar: Progress | None = None
         if main:
             from tensorboardX import SummaryWriter
 
@@ -55,8 +54,10 @@ class Log:
         for name, value in values.items():
             self._events.add_scalar(f"{stage}/{name}", value, step)
 
-    def close(self) -> None:
-        """Flushes what is buffered."""
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_) -> None:
         if self._events is not None:
             self._events.close()
 

@@ -20,9 +20,9 @@ SCHEDULES = ("constant", "cosine")
 def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> optax.Schedule:
     """Learning rate at each step, as a function step -> f32[].
 
-    The first `warmup` steps climb in equal parts: lr/warmup, 2 lr/warmup, ..., lr. Then 'constant' keeps lr, and 'cosine'
-    follows half a cosine over the steps that remain, from lr at its first to 0 after its last (Loshchilov and Hutter 2017,
-    eq. 5, one period; PyTorch's CosineAnnealingLR with T_max = steps - warmup).
+    The first `warmup` steps climb in equal parts: lr/warmup, 2 lr/warmup, ..., lr. Then 'constant' keeps lr, and
+    'cosine' follows half a cosine over the steps that remain, from lr at the first to 0 after the last (Loshchilov and
+    Hutter 2017, eq. 5, one period; PyTorch's CosineAnnealingLR with T_max = steps - warmup).
 
     >>> [round(float(schedule(0.8, 6, "cosine", warmup=2)(step)), 3) for step in range(7)]
     [0.4, 0.8, 0.8, 0.683, 0.4, 0.117, 0.0]

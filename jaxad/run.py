@@ -149,18 +149,8 @@ def run_category(
     config: ConfigDict, workdir: str, mesh: jax.sharding.Mesh, data: Data, stages: tuple[Stage, ...]
 ) -> report.Entry | None:
     """Trains every stage on one category, scores its normals and its test set, draws its pictures."""
-    spec = data.spec
+    spec, main = data.spec, sharding.is_main()
     folder = os.path.join(workdir, spec.category)
-    main = sharding.is_main()
-    log = Log(folder, main)
-    log.say(
-        f"{spec.category}: {spec.n_train} training images, {spec.n_holdout} held out, "
-        f"{spec.n_test_normal} normal and {spec.n_test_anomalous} anomalous test images"
-    )
-    for note in data.notes:
-        log.say(f"{spec.category}: {note}")
-    if main:
-        files.write_json(os.path.join(folder, "splits.json"), data.manifest())
     size = sharding.round_up(config.eval.batch_size, mesh)
 
     def predict(stage: Stage, state: TrainState, split: str) -> Predictions:
@@ -176,18 +166,26 @@ def run_category(
             collect=sharding.to_host,
         )
 
-    carry, seconds = None, 0.0
-    for stage in stages:
-        watch = functools.partial(_watch, predict, stage) if stage.predict else None
-        where = os.path.join(folder, stage.name)
-        carry, spent = train.train(
-            stage, data, carry, seed=config.seed, mesh=mesh, folder=where, config=config, log=log, evaluate=watch
+    with Log(folder, main) as log:
+        log.say(
+            f"{spec.category}: {spec.n_train} training images, {spec.n_holdout} held out, "
+            f"{spec.n_test_normal} normal and {spec.n_test_anomalous} anomalous test images"
         )
-        seconds += spent
-    log.say(f"{spec.category}: predicts")
-    normals = predict(stages[-1], carry, evaluate.threshold_split(spec))
-    test = predict(stages[-1], carry, "test")
-    log.close()
+        for note in data.notes:
+            log.say(f"{spec.category}: {note}")
+        if main:
+            files.write_json(os.path.join(folder, "splits.json"), data.manifest())
+        carry, seconds = None, 0.0
+        for stage in stages:
+            watch = functools.partial(_watch, predict, stage) if stage.predict else None
+            where = os.path.join(folder, stage.name)
+            carry, spent = train.train(
+                stage, data, carry, seed=config.seed, mesh=mesh, folder=where, config=config, log=log, evaluate=watch
+            )
+            seconds += spent
+        log.say(f"{spec.category}: predicts")
+        normals = predict(stages[-1], carry, evaluate.threshold_split(spec))
+        test = predict(stages[-1], carry, "test")
     if not main:
         return None
     test = _keep_time(os.path.join(folder, "timing.json"), test, seconds)
@@ -197,7 +195,8 @@ def run_category(
 def _watch(predict: Callable, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
     """Test metrics in the middle of training: to look at, never to choose a step by."""
     found = predict(stage, state, "test")
-    values = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, found.masks if found.masks.any() else None)
+    masks = found.masks if found.masks.any() else None
+    values = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, masks)
     names = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
     return {f"test/{name}": values[name] for name in names if values[name] is not None}
 

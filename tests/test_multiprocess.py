@@ -22,8 +22,7 @@ SCRIPT = """
     mesh = sharding.start(made.mesh)
     assert jax.process_count() == 2 and mesh.size == 4
     folder, data, carry = pathlib.Path(sys.argv[1]), toy.ArrayData(), None
-    log = Log(str(folder), sharding.is_main())
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Log(str(folder), sharding.is_main()) as log:
         for stage in toy.stages(made, data.spec):
             carry, _ = train.train(stage, data, carry, seed=3, mesh=mesh, folder=str(folder / stage.name), config=made,
                                    log=log)

@@ -33,13 +33,11 @@ def run(folder, made, data=None, steps=None):
     data = data or toy.ArrayData()
     mesh = sharding.start(made.mesh)
     carry = None
-    log = Log(str(folder))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Log(str(folder)) as log:
         for stage in toy.stages(made, data.spec):
             carry, _ = train.train(
                 stage, data, carry, seed=3, mesh=mesh, folder=str(folder / stage.name), config=made, log=log
             )
-    log.close()
     return jax.tree.map(np.asarray, carry)
 
 
@@ -137,18 +135,17 @@ def test_evaluation_every_k_steps_is_logged_and_changes_nothing(tmp_path):
     mesh = sharding.start(made.mesh)
     seen = []
     stage = toy.stages(made, data.spec)[0]
-    log = Log(str(tmp_path / "watched"))
 
     def evaluate(state, step):
         seen.append((step, int(state.step)))
         return {"test/image_auroc": 0.5}
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Log(str(tmp_path / "watched")) as log:
         options = {"seed": 3, "mesh": mesh, "config": made}
         watched, _ = train.train(
             stage, data, None, folder=str(tmp_path / "watched" / "learn"), log=log, evaluate=evaluate, **options
         )
-        plain, _ = train.train(stage, data, None, folder=str(tmp_path / "plain"), log=Log(str(tmp_path)), **options)
+        plain, _ = train.train(stage, data, None, folder=str(tmp_path / "plain"), log=log, **options)
     assert seen == [(2, 2), (4, 4)]
     assert "test/image_auroc" in (tmp_path / "watched" / "metrics.jsonl").read_text()
     assert_same(jax.tree.map(np.asarray, watched), jax.tree.map(np.asarray, plain))
@@ -245,5 +242,5 @@ def test_an_update_that_changes_a_type_is_named_before_the_second_step(tmp_path)
     wrong = dataclasses.replace(stage, update=stage.update._replace(apply=apply))
     mesh = sharding.start(made.mesh)
     with jax.set_mesh(mesh), pytest.raises(TypeError, match=r"stage 'learn'.*memory.*half"):
-        options = {"seed": 3, "mesh": mesh, "config": made, "log": Log(str(tmp_path))}
+        options = {"seed": 3, "mesh": mesh, "config": made, "log": Log(str(tmp_path), main=False)}
         train.train(wrong, data, None, folder=str(tmp_path / "learn"), **options)

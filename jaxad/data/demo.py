@@ -90,13 +90,13 @@ def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarra
         mask = (to_weft == 0) & (np.abs(to_warp) <= rng.integers(1, 4)) | (to_weft == 0) & (to_warp == 1)
         over_warp |= mask
         warp_colour = np.where(
-            mask[..., None], warp_colour * (1 - 0.75 * across_warp**2)[..., None] * 0.75, warp_colour
+            mask[..., None], warp_colour * (1 - 0.6 * across_warp**2)[..., None] * 0.8, warp_colour
         )
     colour = np.where(over_warp[..., None], warp_colour, weft_colour)
     if defect == "hole":
         distance = _irregular_distance(rng, rng.uniform(5.5, 9.0), wobble=0.22)
         hole, rim = distance < 0, (distance >= 0) & (distance < 2.2)
-        colour = np.where(hole[..., None], 0.14 + 0.03 * _smooth(rng, 24)[..., None], colour)
+        colour = np.where(hole[..., None], 0.20 + 0.03 * _smooth(rng, 24)[..., None], colour)
         colour = np.where(rim[..., None], colour * 0.8 + 0.12, colour)  # frayed fibres catch the light
         mask = hole | rim
     elif defect == "stain":

@@ -77,8 +77,11 @@ def open_category(builder: type[AnomalyBuilder], name: str, listing: Listing, ca
                 (home / "scratch").rename(target)
             readers = _open(builder, listing, target)
             _remove(path for path in home.iterdir() if path.name not in (_LOCK, target.name))
-    except OSError as error:
-        raise _cache_error(error, cache) from error
+    except (OSError, RuntimeError) as error:
+        explained = _cache_error(error, cache)
+        if explained is None:
+            raise
+        raise explained from error
     return TfdsSource(name, listing, readers)
 
 
@@ -129,11 +132,15 @@ def _remove(paths) -> None:
             shutil.rmtree(path, ignore_errors=True)  # on Windows another process may still read it; the next run tries
 
 
-def _cache_error(error: OSError, cache: Path) -> UserError:
+def _cache_error(error: Exception, cache: Path) -> UserError | None:
+    """What to tell the user; None where the error is no matter of the disk."""
     fix = "set config.data.cache_dir or JAXAD_CACHE to another folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "space" in str(error).lower():
+    full = ("No space left", "Disk quota exceeded", "Not enough disk space")  # array_record's errors have no errno
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in full):
         return UserError(f"the disk is full under the cache {cache}; free some space or {fix}")
-    return UserError(f"the cache {cache} cannot be used ({error.strerror or error}); {fix}")
+    if isinstance(error, OSError):
+        return UserError(f"the cache {cache} cannot be used ({error.strerror or error}); {fix}")
+    return None
 
 
 @contextlib.contextmanager

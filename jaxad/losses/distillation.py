@@ -1,7 +1,7 @@
 """Distillation losses: how far the student's features are from the teacher's, by cosine.
 
-Sources: Deng and Li, "Anomaly Detection via Reverse Distillation from One-Class Embedding", CVPR 2022 (eqs. 1 and 2), and
-the authors' code RD4AD. The two differ: see `layer_distance`.
+Sources: Deng and Li, "Anomaly Detection via Reverse Distillation from One-Class Embedding", CVPR 2022,
+eqs. 1 and 2, and the authors' code RD4AD. The two differ: see `layer_distance`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REDUCTIONS = ("flat", "position")
 
 
 def cosine(a: Array, b: Array, axis: int | tuple[int, ...] = -1) -> Array:
-    """Cosine similarity of `a` and `b` (same shape, any float type) over `axis`, in float32; 0 where one of them is zero.
+    """Cosine similarity of `a` and `b` (same shape, any float type) over `axis`: f32; 0 where one of them is zero.
 
     >>> a, b = jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.array([[4.0, 3.0], [1.0, 2.0]])
     >>> [round(float(value), 2) for value in cosine(a, b)]
@@ -45,9 +45,10 @@ def distance_map(teacher: Array, student: Array) -> Array:
 def layer_distance(teacher: Array, student: Array, reduce: str = "flat") -> Array:
     """Distance of one layer's features: f32[B, h, w, C] twice -> f32[B], in [0, 2].
 
-    reduce: 'flat', 1 - cosine of the whole feature maps flattened to vectors (RD4AD's code), or 'position', the mean over
-    positions of `distance_map` (eq. 2). Departure: 'flat' is the default although the article has 'position', for those who
-    trained with 'position' report worse results (RD4AD issue 22). Raises ValueError for another `reduce`.
+    reduce: 'flat', 1 - cosine of the whole feature maps flattened to vectors (RD4AD's code), or 'position', the mean
+    over positions of `distance_map` (eq. 2). Raises ValueError for another.
+    Departure: 'flat' is the default although the article has 'position': it is what the authors' code trains with, and
+    those who put 'position' there report worse results (RD4AD issue 22).
 
     >>> teacher = jnp.array([[[[1.0, 0.0]], [[0.0, 9.0]]]])  # two positions of two channels, one of them strong
     >>> student = jnp.array([[[[0.0, 1.0]], [[0.0, 9.0]]]])
@@ -68,8 +69,9 @@ def distillation(
 ) -> Array:
     """Sum over layers of `layer_distance`: {layer: f32[B, h, w, C]} twice, with the same names -> f32[B].
 
-    layers: 'sum' (the article's eq. 2 and RD4AD's code) or 'mean' (Lin and Lai's Siamese U-Net, its eq. 1). Under Adam alone the two train alike;
-    beside other terms the factor counts. Gradients reach both arguments: stop the teacher's at the call.
+    layers: 'sum' (the article's eq. 2 and RD4AD's code) or 'mean' (eq. 1 of Lin and Lai's Siamese U-Net). Alone under
+    Adam the two train alike; beside other terms the factor counts. Gradients reach both arguments: stop the teacher's
+    at the call.
 
     >>> features = {"layer1": jnp.ones((2, 4, 4, 3)), "layer2": jnp.ones((2, 2, 2, 5))}
     >>> opposite = {name: -value for name, value in features.items()}

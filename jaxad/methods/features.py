@@ -69,6 +69,19 @@ def extractor(config: Any, layers: Sequence[str]) -> Extractor:
     )
 
 
+def after_ones_pass(config: Any, layers: Sequence[str], variables: Tree) -> Tree:
+    """`variables` with BatchNorm averages moved by one training-mode pass of an image of ones, f32[1, S, S, 3].
+
+    The PatchCore authors' code measures its feature dimensions that way before it switches the backbone to evaluation,
+    so every average has moved a tenth of the way to that image when features are extracted.
+    A backbone without BatchNorm stays as it is.
+    """
+    module = backbones.build(config.backbone.name, tuple(layers))
+    size = config.data.image_size
+    _, moved = module.apply(variables, jnp.ones((1, size, size, 3)), train=True, mutable=["batch_stats"])
+    return {**variables, **moved}
+
+
 def concat(features: Sequence[Array], neighbourhood: int = 3) -> Array:
     """Average pools each f[B, h, w, C], resizes to the first grid and concatenates: f32[B, h0, w0, sum of C].
 

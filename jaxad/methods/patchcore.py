@@ -53,7 +53,10 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
             "bank_written": jnp.zeros(rows, bool),
             "key": jax.random.key_data(key),  # of the projection and the random start: all that `finish` draws
         }
-        return TrainState.create(frozen={"backbone": backbone.load()}, memory=memory)
+        variables = backbone.load()
+        if options.ones_pass:
+            variables = features.after_ones_pass(config, options.layers, variables)
+        return TrainState.create(frozen={"backbone": variables}, memory=memory)
 
     def write(state: TrainState, batch: Batch, key: Array) -> dict[str, Array]:
         place = jnp.arange(patches, dtype=jnp.int32)

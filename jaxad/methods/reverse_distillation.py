@@ -22,15 +22,14 @@ from jaxad.updates import Aux, descend, masked_mean
 
 
 def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
-    """One stage, 'distil'. Raises UserError where the backbone, config.reverse_distillation or the image size make no sense."""
+    """One stage, 'distil'. Raises UserError where backbone, loss or image size make no sense."""
     reduce, score, steps = config.reverse_distillation.cos_reduce, config.score, config.train.steps.distil
     if reduce not in distillation.REDUCTIONS:
         known = ", ".join(distillation.REDUCTIONS)
         raise UserError(f"config.reverse_distillation.cos_reduce={reduce!r} is not one of: {known}")
     if spec.image_size % 32:
-        raise UserError(
-            f"images of {spec.image_size} pixels do not halve five times; set config.data.image_size to a multiple of 32"
-        )
+        size = spec.image_size
+        raise UserError(f"{size} pixels cannot be halved five times; set config.data.image_size to a multiple of 32")
     student = reverse_distillation.student(config.backbone.name, features.compute_dtype(config))
     teacher = features.extractor(config, LAYERS)
 
@@ -40,8 +39,8 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
 
     def init(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
         blank = {layer: jnp.zeros((1, 8 >> i, 8 >> i, teacher.shapes[i][-1])) for i, layer in enumerate(LAYERS)}
-        # The hundred draws of the default generator, threefry, take four times as long to compile.
-        key = jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl="rbg")
+        # The hundred draws of the default generator, threefry, would take four times as long to compile.
+        key = jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="rbg")
         variables = jax.jit(student.init)(key, blank)
         return TrainState.create(
             params={"student": variables["params"]},

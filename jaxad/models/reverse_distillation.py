@@ -1,4 +1,4 @@
-"""The two trainable networks of Reverse Distillation: the bottleneck (OCBE) and the decoder, which together are the student.
+"""The trainable networks of Reverse Distillation: the bottleneck (OCBE) and the decoder, together the student.
 
 Source: Deng and Li, "Anomaly Detection via Reverse Distillation from One-Class Embedding", CVPR 2022, section 3, in the
 arithmetic of the authors' code RD4AD. The student has no connection to the teacher but the embedding.
@@ -51,10 +51,10 @@ class OCBE(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The teacher turned round: f[B, h/2, w/2, C_4] -> {'layer1': f[B, 4h, 4w, C_1], 'layer2': ..., 'layer3': f[B, h, w, C_3]}.
+    """The teacher turned round: f[B, h/2, w/2, C_4] -> the teacher's features' names and shapes (see OCBE), >= 0.
 
-    Its layer i answers the teacher's layer 4 - i with as many blocks as the teacher's layer i, as in RD4AD; the first block
-    of each opens with a transposed convolution. Features are >= 0.
+    Its layer i answers the teacher's layer 4 - i, with as many blocks as the teacher's layer i, as in RD4AD; the first
+    block of each opens with a transposed convolution.
     """
 
     architecture: Architecture

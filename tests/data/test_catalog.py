@@ -224,10 +224,13 @@ def test_source_is_thread_safe(tmp_path):
 def test_full_disk_and_read_only_cache_are_one_line(tmp_path, monkeypatch):
     layouts.mvtec(tmp_path / "data")
     config = make_config(tmp_path / "data", tmp_path / "cache", category="screw")
-    for error, words in ((errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot be used")):
+    as_array_record = RuntimeError("Failed to finalize: write() failed: No space left on device; at byte 3145728")
+    no_space, no_access = (OSError(code, os.strerror(code)) for code in (errno.ENOSPC, errno.EACCES))
+    errors = ((no_space, "the disk is full"), (no_access, "cannot be used"), (as_array_record, "the disk is full"))
+    for error, words in errors:
 
         def fail(*_, error=error):
-            raise OSError(error, os.strerror(error))
+            raise error
 
         monkeypatch.setattr(prepared, "_prepare", fail)
         assert words in refusal(config) and str(tmp_path / "cache") in refusal(config)
@@ -323,3 +326,18 @@ def test_real_screw_is_prepared_in_seconds_and_served_unchanged(real_data, tmp_p
         image, _ = source.load(split, i)
         path = real_data / "mvtec_ad" / source.records(split)[i].path
         np.testing.assert_array_equal(image, images.decode(path))
+
+
+def test_sets_larger_than_one_shard_and_than_tfds_memory_keep_their_order(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import shuffle
+
+    layouts.mvtec(tmp_path / "data", train=13)
+    plain = tfds.download.DownloadConfig
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 2000)
+    monkeypatch.setattr(tfds.download, "DownloadConfig", lambda **options: plain(num_shards=3, **options))
+    source = catalog.open_source(make_config(tmp_path / "data", tmp_path / "cache", category="screw"), "screw")
+    assert len(list((tmp_path / "cache").rglob("*train.array_record-*"))) == 3
+    for path in (tmp_path / "cache").rglob("*.array_record-*"):
+        path.unlink()  # all are open already
+    assert_equals_files(source, tmp_path / "data")
