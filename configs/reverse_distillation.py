@@ -1,4 +1,4 @@
-"""Reverse Distillation (Deng and Li, CVPR 2022): a student decoder restores a frozen teacher's features from a bottleneck.
+"""Reverse Distillation (Deng and Li, CVPR 2022): a student restores a frozen teacher's features from a bottleneck.
 
 python -m jaxad.main --config=configs/reverse_distillation.py --config.data.root=FOLDER_OF_MVTEC_AD --workdir=runs/rd
 

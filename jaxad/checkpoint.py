@@ -1,10 +1,10 @@
 """The only file that knows Orbax: save, restore, and the state carried from stage to stage.
 
 A checkpoint is one `TrainState`, all of it: step, params, opt, stats, frozen, memory (jaxad/types.py says who writes
-which slot), and a small JSON record beside it (`info`: seconds of training so far). Batches and random keys are functions of
-(seed, stage, step), so there is no data position to keep.
+which slot), and a small JSON record beside it (`info`: seconds of training so far). Batches and random
+keys are functions of (seed, stage, step), so there is no data position to keep.
 
-  WORKDIR/CATEGORY/STAGE/steps/N    after step N, every config.checkpoint.every steps and at Ctrl-C; the last few are kept
+  WORKDIR/CATEGORY/STAGE/steps/N    after step N: every config.checkpoint.every steps, and at Ctrl-C; the last few
   WORKDIR/CATEGORY/STAGE/final/N    the finished state: what the next stage and `predict` get
 
 A checkpoint appears under its name only when it is complete; what a killed process leaves is passed over. To load one

@@ -1,7 +1,7 @@
-"""The one default config, locked: a file in configs/ or a flag may change a value, but a key that is not here is an error.
+"""The one default config, locked: a file in configs/ or a flag may change a value; a key that is not here is an error.
 
 `default(method)` holds the keys that every method shares and the section of that one method. A method outside jaxad
-brings its own section: `default('my_package.my_method', steps={'fit': 100}, margin=0.2)` makes `config.my_method.margin`.
+brings its own: `default('my_package.my_method', steps={'fit': 100}, margin=0.2)` makes `config.my_method.margin`.
 
 Nothing here imports jax: `--help` and a mistyped key answer at once.
 """
@@ -25,7 +25,7 @@ METHODS = {
         dict(
             layers=("layer2", "layer3"),
             neighbourhood=3,  # side of the patch whose features are pooled
-            descriptor="adaptive",  # adaptive: the authors' unfold and adaptive pooling | concat: average pool, concatenate
+            descriptor="adaptive",  # adaptive: the authors' unfold and adaptive pooling | concat: average pooling
             layer_dim=1024,  # length per layer after pooling (adaptive)
             dim=1024,  # length of a descriptor (adaptive)
             coreset=0.1,  # fraction of the patches kept; 1 keeps all
@@ -65,7 +65,7 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 image_size=256,  # pixels
                 batch_size=16,
                 resize="square",  # square | short_crop | none (needs equal sizes)
-                crop_size=0,  # short_crop: side of the centre crop after the short side became image_size; 0: no smaller
+                crop_size=0,  # short_crop: side of the crop, after the short side became image_size; 0: image_size
                 holdout=0.0,  # fraction of the training normals held out to set the threshold
                 n_shot=0,  # train on this many normals, a seeded draw; 0: all
                 n_anomalies=0,  # real anomalies moved from test to training, a seeded draw per category

@@ -15,7 +15,7 @@ from jaxad.types import SKIPPED
 
 
 class Log:
-    """One category's log, to be used in a `with` statement. On a process that is not `main` it says and writes nothing."""
+    """One category's log, for a `with` statement. On a process that is not `main` it says and writes nothing."""
 
     def __init__(self, folder: str, main: bool = True):
         self.main = main

@@ -1,4 +1,4 @@
-"""The story of a run: mesh, data, stages, train each, evaluate, report. One direction; nothing calls back into config."""
+"""The story of a run: mesh, data, stages, train each, evaluate, report. Nothing calls back into config."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The only file that knows processes and devices: start-up, the mesh, where each slot lives, host batch <-> global array.
+"""The only file that knows processes and devices: start-up, mesh, where each slot lives, host batch <-> global array.
 
-One mesh axis, 'data'. Batches are split over it by rows; everything a network reads or writes is replicated; memory arrays
-whose name begins with 'bank' are split by rows where the rows divide. Everything runs under `jit` with `NamedSharding`
-(what `pmap` used to be for), so BatchNorm statistics and in-batch negatives are those of the global batch.
+One mesh axis, 'data'. Batches are split over it by rows; everything a network reads or writes is replicated; memory
+arrays whose name begins with 'bank' are split by rows where the rows divide. Everything runs under `jit` with
+`NamedSharding` (what `pmap` used to be for), so BatchNorm statistics and in-batch negatives are those of the global
+batch.
 
 Several hosts: start the same command on each with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set, as
 launch/ does; on TPU pods and under Slurm, JAX_COORDINATOR_ADDRESS=auto lets jax find them.

@@ -60,7 +60,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class AnomalyMap(NamedTuple):
-    """pixel: f32[B, H, W], image: f32[B]; larger = more anomalous, in raw units, never rescaled by test-set extremes."""
+    """pixel: f32[B, H, W], image: f32[B]; larger = more anomalous, raw, never rescaled by test-set extremes."""
 
     pixel: Array
     image: Array

@@ -52,9 +52,9 @@ def weighted_sum(terms: Mapping[str, tuple[float, Array]]) -> tuple[Array, Metri
 
 
 def descend(objective: Objective, tx: optax.GradientTransformation, wrt: str) -> Update:
-    """Gradient descent on `objective(params[wrt], state, batch, key) -> (f32[], Aux)`. The gradient reaches params[wrt] only.
+    """Gradient descent on `objective(params[wrt], state, batch, key) -> (f32[], Aux)`, by optax's `tx`.
 
-    Logs the value as '<wrt>/loss' and the objective's own metrics.
+    The gradient reaches params[wrt] only. Logs the value as '<wrt>/loss' and the objective's own metrics.
     """
 
     def init(state: TrainState) -> TrainState:

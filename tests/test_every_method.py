@@ -57,9 +57,11 @@ def fit(made, folder, data=None):
                     break
                 except KeyboardInterrupt:  # as a user would: the same again
                     continue
-        found = evaluate.predictions(
-            stage, carry, data, split="test", batch_size=8, seed=1, place=lambda batch: sharding.place_batch(batch, mesh)
-        )
+
+        def place(batch):
+            return sharding.place_batch(batch, mesh)
+
+        found = evaluate.predictions(stage, carry, data, split="test", batch_size=8, seed=1, place=place)
     return jax.tree.map(np.asarray, carry), found, traces
 
 

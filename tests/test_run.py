@@ -148,7 +148,8 @@ def test_a_method_outside_jaxad_runs_by_its_module_path(root, tmp_path):
     path.write_text(
         "from jaxad.config import default\n"
         "def get_config():\n"
-        "    config = default('toy', steps={'learn': 3, 'bank': 0}, scale=1.0, lr=0.1, optimiser='sgd', dtype='float32')\n"
+        "    options = dict(scale=1.0, lr=0.1, optimiser='sgd', dtype='float32')\n"
+        "    config = default('toy', steps={'learn': 3, 'bank': 0}, **options)\n"
         "    config.data.dataset, config.data.category = 'folder', 'tile'\n"
         f"    config.data.root, config.data.cache_dir = {str(root)!r}, {str(tmp_path / 'cache')!r}\n"
         "    config.data.image_size, config.data.batch_size, config.backbone.weights = 16, 8, 'random'\n"

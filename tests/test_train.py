@@ -145,7 +145,9 @@ def test_evaluation_every_k_steps_is_logged_and_changes_nothing(tmp_path):
         watched, _ = train.train(
             stage, data, None, folder=str(tmp_path / "watched" / "learn"), log=log, evaluate=evaluate, **options
         )
-        plain, _ = train.train(stage, data, None, folder=str(tmp_path / "plain"), log=log, **options)
+        plain, _ = train.train(
+            stage, data, None, folder=str(tmp_path / "plain"), log=Log(str(tmp_path), main=False), **options
+        )
     assert seen == [(2, 2), (4, 4)]
     assert "test/image_auroc" in (tmp_path / "watched" / "metrics.jsonl").read_text()
     assert_same(jax.tree.map(np.asarray, watched), jax.tree.map(np.asarray, plain))

@@ -20,7 +20,7 @@ TRACES = {"learn": 0, "bank": 0}
 
 
 class Net(nn.Module):
-    """Convolution, BatchNorm, dropout, convolution: statistics and randomness, so that resuming has something to lose."""
+    """Convolution, BatchNorm, dropout, convolution: statistics and randomness, for resuming to lose."""
 
     dtype: str = "float32"
 

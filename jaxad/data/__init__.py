@@ -1,1 +1,1 @@
-"""Where images come from: TFDS builders, decoding, prepared caches, batches. TensorFlow is used here and nowhere else."""
+"""Where images come from: TFDS builders, decoding, prepared caches, batches. TensorFlow is used nowhere else."""

@@ -46,9 +46,10 @@ def render(path: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     category, split, defect, name = path.split("/")
     kinds = (NORMAL, *DEFECTS[category])
     number = int(name.partition(".")[0])
-    rng = np.random.default_rng([seed, CATEGORIES.index(category), split == "test", kinds.index(defect), number])
-    colour, mask = {"weave": _weave, "washer": _washer}[category](rng, defect)
-    return _photograph(rng, colour), mask
+    key = [seed, CATEGORIES.index(category), split == "test", kinds.index(defect), number]
+    scene, flaw, camera = np.random.default_rng(key).spawn(3)
+    colour, mask = {"weave": _weave, "washer": _washer}[category](scene, flaw, defect)
+    return _photograph(camera, colour), mask
 
 
 def write(folder: str | Path, category: str, seed: int = 0) -> None:
@@ -63,20 +64,20 @@ def write(folder: str | Path, category: str, seed: int = 0) -> None:
                     Image.fromarray(array if array.ndim == 3 else array.astype(np.uint8) * np.uint8(255)).save(target)
 
 
-def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
+def _weave(rng: np.random.Generator, flaw: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
     """Plain weave of beige warp and blue-grey weft, 9 pixels per thread. Colour f32[h, w, 3] in [0, 1], mask."""
     pitch = 9.0
     x, y = _grid()
-    angle = np.deg2rad(rng.uniform(-2.5, 2.5))
-    u = x * np.cos(angle) + y * np.sin(angle) + 1.3 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
-    v = -x * np.sin(angle) + y * np.cos(angle) + 1.3 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
+    angle = np.deg2rad(rng.uniform(-1.5, 1.5))
+    u = x * np.cos(angle) + y * np.sin(angle) + 0.9 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
+    v = -x * np.sin(angle) + y * np.cos(angle) + 0.9 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
     warp, weft = np.floor(u / pitch).astype(int), np.floor(v / pitch).astype(int)
     mask = np.zeros(x.shape, bool)
-    row, column = rng.integers(24, SIZE - 24, 2)  # where a defect of the threads is
+    row, column = flaw.integers(24, SIZE - 24, 2)  # where a defect of the threads is
     to_warp, to_weft = warp - warp[row, column], weft - weft[row, column]
     over_warp = (warp + weft) % 2 == 0
     if defect == "misweave":  # the shuttle skipped: the weft floats over the warp
-        reach = rng.uniform(1.2, 2.4, 2)
+        reach = flaw.uniform(1.6, 2.9, 2)
         mask = (to_warp / reach[0]) ** 2 + (to_weft / reach[1]) ** 2 < 1
         over_warp = over_warp & ~mask
     warp_colour = np.array([0.80, 0.73, 0.60]) * (1 + 0.05 * _per_thread(rng, warp))[..., None]
@@ -87,27 +88,27 @@ def _weave(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarra
     weft_shade = (0.3 + 0.7 * np.sqrt(1 - 0.95 * across_weft**2)) * (1 - 0.45 * across_warp**4) * fibre
     warp_colour, weft_colour = warp_colour * warp_shade[..., None], weft_colour * weft_shade[..., None]
     if defect == "broken_thread":  # a stretch of one weft thread is gone: dark gaps between the warp threads
-        mask = (to_weft == 0) & (np.abs(to_warp) <= rng.integers(1, 4)) | (to_weft == 0) & (to_warp == 1)
+        mask = (to_weft == 0) & (np.abs(to_warp) <= flaw.integers(1, 4)) | (to_weft == 0) & (to_warp == 1)
         over_warp |= mask
         warp_colour = np.where(
-            mask[..., None], warp_colour * (1 - 0.6 * across_warp**2)[..., None] * 0.8, warp_colour
+            mask[..., None], warp_colour * (1 - 0.75 * across_warp**2)[..., None] * 0.75, warp_colour
         )
     colour = np.where(over_warp[..., None], warp_colour, weft_colour)
     if defect == "hole":
-        distance = _irregular_distance(rng, rng.uniform(5.5, 9.0), wobble=0.22)
+        distance = _irregular_distance(flaw, flaw.uniform(5.5, 9.0), wobble=0.22)
         hole, rim = distance < 0, (distance >= 0) & (distance < 2.2)
-        colour = np.where(hole[..., None], 0.20 + 0.03 * _smooth(rng, 24)[..., None], colour)
+        colour = np.where(hole[..., None], 0.14 + 0.03 * _smooth(flaw, 24)[..., None], colour)
         colour = np.where(rim[..., None], colour * 0.8 + 0.12, colour)  # frayed fibres catch the light
         mask = hole | rim
     elif defect == "stain":
-        depth = np.clip(-_irregular_distance(rng, rng.uniform(9, 15), wobble=0.25) / 4.0, 0, 1)
-        tint = np.array([0.52, 0.42, 0.26]) if rng.random() < 0.5 else np.array([0.42, 0.45, 0.50])
-        colour = colour * (1 - 0.75 * depth[..., None] * (1 - tint))
+        depth = np.clip(-_irregular_distance(flaw, flaw.uniform(9, 15), wobble=0.25) / 4.0, 0, 1)
+        tint = np.array([0.52, 0.42, 0.26]) if flaw.random() < 0.5 else np.array([0.42, 0.45, 0.50])
+        colour = colour * (1 - 0.85 * depth[..., None] * (1 - tint))
         mask = depth > 0.2
     return colour, mask
 
 
-def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
+def _washer(rng: np.random.Generator, flaw: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
     """Turned steel ring on a dark felt mat. Colour f32[h, w, 3] in [0, 1], mask."""
     x, y = _grid()
     centre = SIZE / 2 + rng.uniform(-4, 4, 2)
@@ -121,31 +122,31 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
         key = inner * np.array([np.cos(turned + lug * 2.0944), np.sin(turned + lug * 2.0944)])
         edge = np.minimum(edge, np.hypot(dx - key[0], dy - key[1]) - 4.0)
     if defect == "chip":  # a bite out of the rim
-        where = rng.uniform(0, 2 * np.pi)
-        rim = outer + rng.uniform(0.0, 1.5)
+        where = flaw.uniform(0, 2 * np.pi)
+        rim = outer + flaw.uniform(0.0, 1.5)
         bite = _irregular_distance(
-            rng, rng.uniform(7.0, 10.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)])
+            flaw, flaw.uniform(7.0, 10.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)])
         )
         mask |= (bite < 0) & (edge > 0)
         edge = np.minimum(edge, bite)
     ring = np.clip(edge + 0.5, 0, 1)
     lamp = rng.uniform(-0.5, 0.5)
     gloss = 0.5 + 0.5 * np.cos(2 * (angle - lamp))  # turned steel: two bright fans that follow the lamp
-    turning = _stripes(rng, radius * 1.0)
+    turning = _stripes(rng, radius)
     steel = 0.50 + 0.22 * gloss**2 + 0.035 * turning + 0.02 * _smooth(rng, 10)
     bevel = np.clip(1 - np.maximum(edge, 0) / 3.5, 0, 1)
     steel = steel * (1 - 0.35 * bevel) + 0.30 * bevel * (0.5 + 0.5 * np.cos(angle + 2.2))
     colour = steel[..., None] * np.array([0.97, 1.0, 1.03])
     if defect == "rust":
-        distance = _irregular_distance(rng, rng.uniform(7, 11), 0.35, _on_ring(rng, centre, inner + 8, outer - 8))
-        depth = np.clip(-distance / 3.0, 0, 1) * np.clip(0.85 + 0.5 * _smooth(rng, 32), 0, 1)
-        brown = np.array([0.44, 0.27, 0.16]) * (1 + 0.25 * _smooth(rng, 40))[..., None]
+        distance = _irregular_distance(flaw, flaw.uniform(7, 11), 0.35, _on_ring(flaw, centre, inner + 8, outer - 8))
+        depth = np.clip(-distance / 3.0, 0, 1) * np.clip(0.85 + 0.5 * _smooth(flaw, 32), 0, 1)
+        brown = np.array([0.44, 0.27, 0.16]) * (1 + 0.25 * _smooth(flaw, 40))[..., None]
         colour = colour * (1 - depth[..., None]) + brown * depth[..., None]
         mask |= (distance < 0) & (edge > 0)
     elif defect == "scratch":
-        start = _on_ring(rng, centre, inner + 9, outer - 9)
-        heading, length = rng.uniform(0, np.pi), rng.uniform(16, 30)
-        bend = rng.uniform(-0.012, 0.012)
+        start = _on_ring(flaw, centre, inner + 9, outer - 9)
+        heading, length = flaw.uniform(0, np.pi), flaw.uniform(16, 30)
+        bend = flaw.uniform(-0.012, 0.012)
         steps = np.arange(0, length, 0.5) - length / 2
         heading_at = heading + bend * steps
         line = start + np.cumsum(np.stack([np.cos(heading_at), np.sin(heading_at)], 1), 0) * 0.5
@@ -156,11 +157,11 @@ def _washer(rng: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarr
         colour = colour + (0.98 - colour) * (0.95 * bright)[..., None]
         mask |= (distance < 2.0) & (edge > 0)
     elif defect == "crack":
-        where, at = rng.uniform(0, 2 * np.pi), inner - 0.5
+        where, at = flaw.uniform(0, 2 * np.pi), inner - 0.5
         points = []
-        while at < outer - rng.uniform(-1, 8):  # a walk from the bore outwards
+        while at < outer - flaw.uniform(-1, 8):  # a walk from the bore outwards
             points.append(centre + at * np.array([np.cos(where), np.sin(where)]))
-            at, where = at + 0.7, where + rng.normal(0, 1.1) / at
+            at, where = at + 0.7, where + flaw.normal(0, 1.1) / at
         distance = _distance_to(np.array(points))
         depth = np.clip(1.6 - distance, 0, 1)
         colour = colour * (1 - 0.85 * depth[..., None])

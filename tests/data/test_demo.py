@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from jaxad.data import demo
@@ -35,7 +36,7 @@ def test_masks_are_empty_exactly_on_normal_images_and_small_on_the_others(render
     for split, (_, masks) in splits.items():
         for sample, mask in zip(listing.splits[split], masks, strict=True):
             assert mask.any() == sample.label
-            assert mask.mean() < 0.08 and (not sample.label or mask.sum() >= 15), sample.path
+            assert mask.mean() < 0.15 and (not sample.label or mask.sum() >= 15), sample.path
 
 
 def test_counts_and_types_are_those_of_the_listing(rendered):
@@ -49,26 +50,25 @@ def test_counts_and_types_are_those_of_the_listing(rendered):
     )
 
 
-def test_the_defect_is_where_the_mask_says(rendered):
-    """The same random numbers without the defect give the same image outside the mask, for defects drawn last."""
-    category, _, splits = rendered
-    images, masks = splits["test"]
-    normal = splits["train"][0].astype(float)
-    if category == "washer":  # aligned well enough for a mean image: the defect stands out against it inside the mask
-        z = np.abs(images - normal.mean(0)).mean(-1) / (normal.std(0).mean(-1) + 8)
-        anomalous = masks.any((1, 2))
-        inside = np.array([z[i][masks[i]].mean() for i in np.flatnonzero(anomalous)])
-        outside = np.array([z[i][~masks[i]].mean() for i in np.flatnonzero(anomalous)])
-        assert (inside > 1.3 * outside).mean() > 0.9
+@pytest.mark.parametrize("category, defect", [(c, d) for c in demo.CATEGORIES for d in demo.DEFECTS[c]])
+def test_the_scene_without_the_defect_differs_in_the_mask_and_nowhere_else(category, defect):
+    draw = {"weave": demo._weave, "washer": demo._washer}[category]
+    for number in range(5):
+        (whole, nothing), (broken, mask) = (
+            draw(*np.random.default_rng(number).spawn(2), which) for which in ("good", defect)
+        )
+        change = np.abs(whole - broken).max(-1)
+        assert not nothing.any() and (change[mask] > 0.02).mean() > 0.35  # half of a misweave is as before
+        assert not (change[~ndimage.binary_dilation(mask, iterations=4)] > 0.05).any()
 
 
-def test_no_simple_statistic_tells_normal_from_anomalous(rendered):
+def test_no_simple_statistic_reaches_what_a_detector_must(rendered):
     _, listing, splits = rendered
     labels = np.array([sample.label for sample in listing.splits["test"]])
     values = splits["test"][0].astype(float)
-    for statistic in (np.mean, np.std, np.max):
+    for statistic, bound in ((np.mean, 0.8), (np.std, 0.8), (np.max, 0.8), (np.min, 0.95)):
         auroc = roc_auc_score(labels, statistic(values, axis=(1, 2, 3)))
-        assert max(auroc, 1 - auroc) < 0.8, statistic
+        assert max(auroc, 1 - auroc) < bound, statistic
 
 
 def test_written_files_are_read_back_as_a_folder(tmp_path):
