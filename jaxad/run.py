@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import platform
@@ -17,8 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxad import config as configs
-from jaxad import evaluate, metrics, report, sharding, train
+from jaxad import evaluate, methods, metrics, report, sharding, train
 from jaxad.data import pipeline
 from jaxad.errors import UserError
 from jaxad.flags import keys
@@ -28,14 +26,6 @@ from jaxad.types import Data, Predictions, Stage, TrainState
 
 # What may change between two runs of one workdir: it changes how a run is watched, not what it computes.
 FREE = ("report", "eval", "checkpoint", "mesh", "train.log_every", "data.cache_dir", "data.memory_mb")
-
-
-def resolve(method: str) -> Any:
-    """The module of a method: one of jaxad's by name, or one of your own by its path; it has `stages(config, spec)`."""
-    module = importlib.import_module(f"jaxad.methods.{method}" if method in configs.METHODS else method)
-    if not hasattr(module, "stages"):
-        raise UserError(f"method {method!r} has no function stages(config, spec)")
-    return module
 
 
 def commit() -> str:
@@ -128,7 +118,7 @@ def _at(tree: Any, key: str) -> Any:
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Trains and evaluates `config.method` on every category and writes the report; returns what results.json holds."""
     mesh = sharding.start(config.mesh)
-    method = resolve(config.method)
+    method = methods.resolve(config.method)
     with jax.set_mesh(mesh):
         opened = {category: pipeline.open(config, category) for category in pipeline.categories(config)}
         for stage in method.stages(config, next(iter(opened.values())).spec):  # mistakes show before anything is made

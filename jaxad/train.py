@@ -103,7 +103,7 @@ def train(
 ) -> tuple[TrainState, float]:
     """Trains one stage, or picks it up where it was left; returns (finished state, seconds of training in all).
 
-    folder: WORKDIR/CATEGORY/STAGE · config: its `train`, `checkpoint` and `eval` are read · evaluate(state, step): called
+    folder: WORKDIR/CATEGORY/STAGE · config: its train, checkpoint and eval are read · evaluate(state, step): called
     every config.eval.every steps; its numbers are logged and steer nothing. A non-finite loss raises `NonFiniteLoss`;
     Ctrl-C saves a checkpoint and raises `KeyboardInterrupt`.
     """

@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from jaxad import config as configs
-from jaxad import evaluate, run, sharding, train
+from jaxad import evaluate, methods, sharding, train
 from jaxad.log import Log
 
 SIDE = 32
@@ -43,7 +43,7 @@ def fit(made, folder, data=None):
     mesh = sharding.start(made.mesh)
     traces, carry = {}, None
     with jax.set_mesh(mesh):
-        for stage in run.resolve(made.method).stages(made, data.spec):
+        for stage in methods.resolve(made.method).stages(made, data.spec):
 
             def counted(state, batch, key, stage=stage):
                 traces[stage.name] = traces.get(stage.name, 0) + 1

@@ -114,9 +114,9 @@ def _write_images(writer: Writer, data: Pipeline, split: str, at_once: int = 64)
 
 def _with_views(config: ConfigDict, data: Pipeline, names: Sequence[str]) -> list[Stage]:
     """The stages of the config's method that ask for views; those called `names`, where any are."""
-    from jaxad import run
+    from jaxad import methods
 
-    stages = {stage.name: stage for stage in run.resolve(config.method).stages(config, data.spec)}
+    stages = {stage.name: stage for stage in methods.resolve(config.method).stages(config, data.spec)}
     for name in names:
         if name not in stages:
             raise UserError(f"method {config.method!r} has no stage {name!r}{nearest(name, list(stages))}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_data import FakeSource, assert_same, config, take
 
-from jaxad import run
+from jaxad import methods
 from jaxad.data import archive, catalog, materialize, pipeline
 from jaxad.types import Feed, Stage, UserError, View
 
@@ -48,7 +48,7 @@ def fakes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "categories", lambda config: tuple(sources))
         patch.setattr(catalog, "open_source", lambda config, category: sources[category])
-        patch.setattr(run, "resolve", lambda method: types.SimpleNamespace(stages=stages))
+        patch.setattr(methods, "resolve", lambda method: types.SimpleNamespace(stages=stages))
         yield sources
 
 

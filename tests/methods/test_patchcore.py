@@ -178,6 +178,20 @@ def test_eight_devices_keep_what_one_device_keeps_without_gathering_the_bank():
     )  # [768,32], all of them candidates, may travel
 
 
+def test_the_ones_pass_moves_batchnorm_averages_as_one_training_step_of_pytorch_does():
+    torch = pytest.importorskip("torch")
+    before = patchcore.stages(config_of(), SPEC)[0].init(jax.random.key(0), SPEC, None).frozen["backbone"]
+    after = patchcore.stages(config_of(ones_pass=True), SPEC)[0].init(jax.random.key(0), SPEC, None).frozen["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, before["params"], after["params"])
+    kernel = torch.from_numpy(np.array(before["params"]["conv1"]["kernel"])).permute(3, 2, 0, 1)
+    norm = torch.nn.BatchNorm2d(64)
+    norm(torch.nn.functional.conv2d(torch.ones(1, 3, SIZE, SIZE), kernel, stride=2, padding=3))
+    np.testing.assert_allclose(after["batch_stats"]["bn1"]["mean"], norm.running_mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after["batch_stats"]["bn1"]["var"], norm.running_var, rtol=1e-4)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before["batch_stats"], after["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+
+
 @pytest.mark.parametrize(
     "options, named",
     [
