@@ -22,7 +22,6 @@ def get_config(variant: str = ""):
     config.score.sigma = 4.0
     if variant == "small":
         config.data.dataset = "demo"
-        config.data.image_size = 128
         config.backbone.name = "resnet18"
         config.backbone.weights = "random"
     elif variant:
