@@ -121,8 +121,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     method = methods.resolve(config.method)
     with jax.set_mesh(mesh):
         opened = {category: pipeline.open(config, category) for category in pipeline.categories(config)}
-        for stage in method.stages(config, next(iter(opened.values())).spec):  # mistakes show before anything is made
+        spec = next(iter(opened.values())).spec
+        stages = method.stages(config, spec)  # mistakes show here, before anything is written or compiled
+        for stage in stages:
             sharding.my_rows(mesh, stage.feed.batch_size)
+        jax.eval_shape(lambda: train.build(stages[0], spec, None, config.seed))
         claim(workdir, config)
         sharding.barrier("claim")
         entries = {}

@@ -28,7 +28,7 @@ class Extractor(NamedTuple):
 
     load() -> variables, NumPy f32 trees for `TrainState.frozen` ·
     apply(variables, image: f32[B, H, W, 3] in [0, 1]) -> one f32[B, h, w, C] per layer ·
-    shapes: (h, w, C) of each layer at config.data.image_size.
+    shapes: (h, w, C) of each layer.
     """
 
     load: Callable[[], Tree]
@@ -46,8 +46,10 @@ def compute_dtype(config: Any) -> jnp.dtype:
     return jnp.dtype(precision)
 
 
-def extractor(config: Any, layers: Sequence[str]) -> Extractor:
+def extractor(config: Any, layers: Sequence[str], size: int) -> Extractor:
     """The backbone of config.backbone up to the last of `layers`, with ImageNet normalisation in front of it.
+
+    size: of the images, in pixels: `DataSpec.image_size`, which is the crop's where there is one.
 
     Raises UserError where the backbone, a layer or the weights do not exist (the weights when they are loaded).
     """
@@ -60,7 +62,6 @@ def extractor(config: Any, layers: Sequence[str]) -> Extractor:
         found = module.apply(variables, backbones.normalise(image), train=False)
         return tuple(found[layer].astype(jnp.float32) for layer in layers)
 
-    size = config.data.image_size
     outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     return Extractor(
         load=functools.partial(pretrained.load, name, config.backbone.weights, layers, seed=config.seed),
@@ -69,7 +70,7 @@ def extractor(config: Any, layers: Sequence[str]) -> Extractor:
     )
 
 
-def after_ones_pass(config: Any, layers: Sequence[str], variables: Tree) -> Tree:
+def after_ones_pass(config: Any, layers: Sequence[str], size: int, variables: Tree) -> Tree:
     """`variables` with BatchNorm averages moved by one training-mode pass of an image of ones, f32[1, S, S, 3].
 
     The PatchCore authors' code measures its feature dimensions that way before it switches the backbone to evaluation,
@@ -77,7 +78,6 @@ def after_ones_pass(config: Any, layers: Sequence[str], variables: Tree) -> Tree
     A backbone without BatchNorm stays as it is.
     """
     module = backbones.build(config.backbone.name, tuple(layers))
-    size = config.data.image_size
     _, moved = module.apply(variables, jnp.ones((1, size, size, 3)), train=True, mutable=["batch_stats"])
     return {**variables, **moved}
 

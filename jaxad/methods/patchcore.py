@@ -33,7 +33,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     """One stage, 'fit'. Raises UserError where config.patchcore or the backbone make no sense."""
     options, score = config.patchcore, config.score
     _check(options)
-    backbone = features.extractor(config, options.layers)
+    backbone = features.extractor(config, options.layers, spec.image_size)
     describe = _descriptor(options)
     _, height, width, dim = jax.eval_shape(describe, [jnp.zeros((1, *shape)) for shape in backbone.shapes]).shape
     patches = height * width
@@ -59,7 +59,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         }
         variables = backbone.load()
         if options.ones_pass:
-            variables = features.after_ones_pass(config, options.layers, variables)
+            variables = features.after_ones_pass(config, options.layers, spec.image_size, variables)
         return TrainState.create(frozen={"backbone": variables}, memory=memory)
 
     def write(state: TrainState, batch: Batch, key: Array) -> dict[str, Array]:

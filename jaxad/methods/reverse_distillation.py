@@ -31,7 +31,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         size = spec.image_size
         raise UserError(f"{size} pixels cannot be halved five times; set config.data.image_size to a multiple of 32")
     student = reverse_distillation.student(config.backbone.name, features.compute_dtype(config))
-    teacher = features.extractor(config, LAYERS)
+    teacher = features.extractor(config, LAYERS, spec.image_size)
 
     def teach(state: TrainState, batch: Batch) -> dict[str, Array]:
         found = teacher.apply(state.frozen["teacher"], batch.image)

@@ -79,7 +79,7 @@ def test_concatenated_descriptors_are_average_pooling_and_bilinear_resizing():
 def test_the_extractor_knows_its_shapes_and_normalises():
     config = configs.default("patchcore")
     config.backbone.weights, config.data.image_size = "random", 32
-    found = features.extractor(config, ("layer2", "layer3"))
+    found = features.extractor(config, ("layer2", "layer3"), config.data.image_size)
     assert found.shapes == ((4, 4, 128), (2, 2, 256))
     image = RNG.random((2, 32, 32, 3)).astype(np.float32)
     one, two = jax.jit(found.apply)(found.load(), image)
@@ -98,6 +98,6 @@ def test_compute_dtype_follows_the_config(precision, dtype):
 def test_a_layer_that_does_not_exist_is_named():
     config = configs.default("patchcore")
     with pytest.raises(UserError, match="layer9"):
-        features.extractor(config, ("layer9",))
+        features.extractor(config, ("layer9",), 64)
     with pytest.raises(UserError, match="layers"):
-        features.extractor(config, ())
+        features.extractor(config, (), 64)

@@ -59,7 +59,7 @@ def fitted():
 
 def descriptors(images):
     """f32[n, 64, 1024], not through the stage."""
-    extractor = features.extractor(config_of(), ("layer2", "layer3"))
+    extractor = features.extractor(config_of(), ("layer2", "layer3"), config_of().data.image_size)
     return np.asarray(features.adaptive(extractor.apply(extractor.load(), images))).reshape(len(images), 64, 1024)
 
 
