@@ -14,14 +14,18 @@ always needs the explicit target, and so works on another number of devices than
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from jaxad import sharding
+from jaxad.errors import UserError, disk_full
 from jaxad.types import TrainState
 
 
@@ -54,7 +58,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info))
-        self._manager.save(step, args=items)
+        with self._whole_or_not_at_all():
+            self._manager.save(step, args=items)
 
     def restore(self, target: TrainState) -> tuple[TrainState, dict] | None:
         """The newest complete checkpoint as (state like `target`, info), or None where there is none."""
@@ -69,8 +74,30 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._manager.wait_until_finished()
+        with self._whole_or_not_at_all():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Removes what a failed save has left, and says once what Orbax's threads would log with a traceback each."""
+        logger = logging.getLogger("absl")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        except Exception as error:
+            for name in os.listdir(self.folder) if os.path.isdir(self.folder) else ():
+                if "orbax-checkpoint-tmp" in name:
+                    shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+            if disk_full(error):
+                raise UserError(
+                    f"the disk is full: no checkpoint could be written to {self.folder}; earlier ones are kept: free "
+                    f"some space and run the same command again, or choose another --workdir"
+                ) from error
+            raise
+        finally:
+            logger.setLevel(level)
 
 
 def remove(folder: str) -> None:

@@ -26,7 +26,7 @@ def _chain(error: BaseException | None):
         error = error.__cause__ or error.__context__
 
 
-def _disk_full(error: BaseException) -> bool:
+def disk_full(error: BaseException) -> bool:
     """Also where a library has wrapped the operating system's error in its own (tensorstore does)."""
     return any(
         getattr(link, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(link)
@@ -60,8 +60,8 @@ def exit_code(body: Callable[[], None], debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
     except Exception as error:
-        if _disk_full(error):
-            code, line = 2, f"the disk is full: free some space or choose another folder ({one_line(error)[:200]})"
+        if disk_full(error):
+            code, line = 2, f"the disk is full: free some space or choose another folder ({one_line(error)[:100]} ...)"
         else:
             code, line = 1, f"{one_line(error)[:2000]} (this is a fault of jaxad; --debug shows where)"
         if debug:

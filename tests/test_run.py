@@ -135,6 +135,27 @@ def test_real_anomalies_moved_into_training_do_not_enter_the_bank_or_the_test_se
     assert tile["n_test_anomalous"] == 2 and tile["image_auroc"] == 1.0
 
 
+def test_a_crop_smaller_than_the_image_size_is_what_methods_see(root, tmp_path):
+    made = config(root)
+    made.data.image_size, made.data.resize, made.data.crop_size = 64, "short_crop", 48
+    results = run.run(made, str(tmp_path / "w"))
+    assert results["categories"]["tile"]["image_auroc"] == 1.0
+    overlay = Image.open(next((tmp_path / "w" / "overlays").glob("*.png")))
+    assert overlay.size[0] > 3 * 48
+
+
+def test_weights_of_another_architecture_are_one_line_before_a_workdir_is_made(root, tmp_path):
+    from jaxad import pretrained
+
+    path = str(tmp_path / "resnet18.safetensors")
+    pretrained.save(path, pretrained.load("resnet18", "random", ("layer1", "layer2")), "resnet18")
+    made = config(root)
+    made.backbone.name, made.backbone.weights = "wide_resnet50_2", path
+    with pytest.raises(UserError, match=r"resnet18") as error:
+        run.run(made, str(tmp_path / "w"))
+    assert "\n" not in str(error.value) and not os.path.exists(tmp_path / "w")
+
+
 def test_a_data_set_without_anomalies_has_no_auroc_and_says_why(tmp_path):
     write_category(tmp_path / "data" / "clean", np.random.default_rng(0), anomalies=0)
     results = run.run(config(tmp_path / "data", "clean"), str(tmp_path / "w"))
