@@ -149,6 +149,7 @@ def train(
                     batch = sharding.place_batch(host_batch, mesh)
                     if compiled is None:
                         started = time.perf_counter()
+                        log.say(f"{stage.name}: compiling")
                         _check_types(stage.name, shapes, jax.eval_shape(step_fn, state, batch, step_key)[0])
                         jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(places, None))
                         compiled = jitted.lower(state, batch, step_key).compile()
@@ -185,8 +186,10 @@ def train(
                             save(step)
                         raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command resumes")
             jax.block_until_ready(state)
-            log.say(f"{stage.name}: finishing")
+            started = time.perf_counter()
             state = jax.block_until_ready(finish(state))
+            log.write(stage.name, steps, {"finish_seconds": time.perf_counter() - started})
+            log.say(f"{stage.name}: finished in {time.perf_counter() - started:.1f} s")
             seconds = before + time.perf_counter() - began
         final.save(steps, state, {"seconds": seconds})
     checkpoint.remove(os.path.join(folder, "steps"))
