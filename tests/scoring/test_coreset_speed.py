@@ -51,7 +51,7 @@ def test_an_exact_coreset_takes_seconds_and_little_memory(n, dim, kept, seconds,
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout)
     print(
-        f"\ncoreset of {n} x {dim} to {kept}: {measured['seconds']:.2f} s, {measured['megabytes']:.0f} MB more than before"
+        f"\ncoreset of {n} x {dim} to {kept}: {measured['seconds']:.2f} s, {measured['megabytes']:.0f} MB more memory"
     )
     assert measured["seconds"] <= seconds
     assert measured["megabytes"] <= megabytes
