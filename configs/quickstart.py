@@ -14,7 +14,6 @@ def get_config(variant: str = ""):
     config.data.dataset = "demo"
     config.data.category = "all"
     config.data.image_size = 128
-    config.data.holdout = 0.1
     config.patchcore.layers = ("layer1", "layer2")  # random weights: the shallower stages tell more
     config.backbone.weights = "random"  # asked for by name: enough for the demo, not for real images
     return config

@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, one line on standard error, and how long the answer takes."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,3 +70,38 @@ def test_mistakes_that_need_jax_or_data_are_one_line_too(tmp_path, argument, say
 def test_debug_shows_the_traceback(tmp_path):
     done = call(QUICKSTART, "--config.mesh.devices=64", "--debug", f"--workdir={tmp_path}/w")
     assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+def test_ctrl_c_exits_130_and_the_same_command_finishes_the_run(tmp_path):
+    argv = [
+        f"--config={ROOT}/configs/reverse_distillation.py:small",
+        f"--workdir={tmp_path}/w",
+        "--config.data.category=weave",
+        "--config.data.image_size=32",
+        "--config.data.batch_size=2",
+        "--config.train.steps=60",
+        "--config.train.log_every=1",
+        "--config.report.overlays=2",
+        "--config.report.curves=False",
+    ]
+    metrics = tmp_path / "w" / "weave" / "metrics.jsonl"
+    command = [sys.executable, "-m", "jaxad.main", *argv]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAXAD_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and '"step": 3' in metrics.read_text()) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("jaxad: stopped after step") and "Traceback" not in errors
+    assert not (tmp_path / "w" / "results.json").exists()
+
+    done = call(*argv, JAXAD_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "resumes after step" in done.stderr
+    results = json.loads((tmp_path / "w" / "results.json").read_text())
+    assert 0 <= results["categories"]["weave"]["image_auroc"] <= 1
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "student/loss" in line]
+    assert steps == list(range(1, 61))  # every step once: none lost, none twice
