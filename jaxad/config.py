@@ -35,6 +35,7 @@ METHODS = {
             neighbours=1,
             squared=True,  # faiss returns squared distances and the authors take no root
             reweight_b=0,  # neighbours in the paper's eq. 7; 0: none, as in the authors' code
+            image_score="max",  # of the patch scores: max, as the authors and the article | top1% | mean
             ones_pass=False,  # True: move the BatchNorm averages as the authors' code does, see methods/patchcore.py
         ),
     ),

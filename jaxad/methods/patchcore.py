@@ -94,7 +94,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         squared, row = neighbours.nearest(query, bank, options.neighbours)
         distance = squared if options.squared else jnp.sqrt(squared)
         patch = jnp.mean(distance, axis=1).reshape(-1, patches)
-        image = jnp.max(patch, axis=1)  # before any smoothing
+        image = maps.image_score(patch.reshape(-1, height, width), options.image_score)  # before any smoothing
         if options.reweight_b:
             query = query.reshape(-1, patches, dim)
             farthest = jnp.argmax(patch, axis=1)[:, None]
@@ -153,6 +153,9 @@ def _check(options: Any) -> None:
     demand(0 < options.coreset <= 1, "coreset", "in (0, 1]")
     demand(options.projection in projections, "projection", f"one of {', '.join(projections)}")
     demand(options.neighbours >= 1, "neighbours", "1 or more")
+    demand(options.image_score in maps.REDUCTIONS, "image_score", f"one of {', '.join(maps.REDUCTIONS)}")
+    if options.reweight_b and options.image_score != "max":
+        raise UserError("config.patchcore.reweight_b re-weights a maximum: set config.patchcore.image_score=max")
     for name in ("layer_dim", "dim", "projection_dim"):
         demand(options[name] >= 1, name, "1 or more")
     for name in ("start_points", "reweight_b"):

@@ -1,0 +1,1 @@
+"""From descriptors to scores: neighbours and coresets of banks of patches, maps and image scores."""

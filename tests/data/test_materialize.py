@@ -27,7 +27,7 @@ def test_the_command_writes_a_file_that_the_demo_runs_from(tmp_path, demo_cache)
         "from jaxad import config\n"
         "def get_config(variant=None):\n"
         "    result = config.default('patchcore')\n"
-        f"    result.data.update(image_size=32, cache_dir={demo_cache!r})\n"
+        f"    result.data.update(image_size=32, holdout=0.0, cache_dir={demo_cache!r})\n"
         "    return result\n"
     )
     assert materialize.main(["materialize", f"--config={file}", f"--out={out}", "--bank=0"]) == 0

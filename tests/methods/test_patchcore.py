@@ -122,6 +122,18 @@ def test_training_images_score_nothing_when_all_patches_are_kept(fitted):
     assert np.all(seen < 1e-3 * changed)
 
 
+def test_the_image_score_can_be_a_mean_of_patches(fitted):
+    (stage,) = patchcore.stages(config_of(coreset=1.0, image_score="mean"), SPEC)
+    state = stage.finish(fitted[1])
+    test = RNG.random((2, SIZE, SIZE, 3)).astype(np.float32)
+    query, bank = descriptors(test).astype(np.float64), np.asarray(state.memory["bank"], np.float64)
+    patch = ((query[:, :, None] - bank) ** 2).sum(-1).min(-1)
+    batch = batch_of(0, 2).replace(image=test)
+    np.testing.assert_allclose(stage.predict(state, batch).image, patch.mean(1), rtol=1e-3)
+    (stage,) = patchcore.stages(config_of(coreset=1.0, image_score="top1%"), SPEC)
+    np.testing.assert_allclose(stage.predict(state, batch).image, patch.max(1), rtol=1e-3)  # of 64 patches: one
+
+
 def test_reweighting_is_equation_7(fitted):
     (stage,) = patchcore.stages(config_of(coreset=1.0, squared=False, reweight_b=4), SPEC)
     state = stage.finish(fitted[1])
@@ -202,6 +214,8 @@ def test_the_ones_pass_moves_batchnorm_averages_as_one_training_step_of_pytorch_
         (dict(neighbours=0), "neighbours"),
         (dict(neighbours=65), "neighbours=65.*64 patches"),
         (dict(reweight_b=-1), "reweight_b"),
+        (dict(image_score="median"), "image_score"),
+        (dict(image_score="mean", reweight_b=3), "image_score=max"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named_before_anything_is_loaded(options, named):
