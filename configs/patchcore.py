@@ -20,10 +20,12 @@ def get_config(variant: str = ""):
     config.data.batch_size = 16
     config.backbone.name = "wide_resnet50_2"
     config.score.sigma = 4.0
+    config.patchcore.image_score = "max"  # eq. 6
     if variant == "small":
         config.data.dataset = "demo"
         config.backbone.name = "resnet18"
         config.backbone.weights = "random"
+        config.patchcore.image_score = "top1%"  # jaxad's own default, see the README
     elif variant:
         raise UserError(f"configs/patchcore.py has no variant {variant!r}: it has 'small'")
     return config

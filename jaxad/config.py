@@ -26,6 +26,7 @@ METHODS = {
             layers=("layer2", "layer3"),
             neighbourhood=3,  # side of the patch whose features are pooled
             descriptor="adaptive",  # adaptive: the authors' unfold and adaptive pooling | concat: average pooling
+            layer_weights=(),  # a factor for the features of each layer; empty: 1
             layer_dim=1024,  # length per layer after pooling (adaptive)
             dim=1024,  # length of a descriptor (adaptive)
             coreset=0.1,  # fraction of the patches kept; 1 keeps all
@@ -35,8 +36,10 @@ METHODS = {
             neighbours=1,
             squared=True,  # faiss returns squared distances and the authors take no root
             reweight_b=0,  # neighbours in the paper's eq. 7; 0: none, as in the authors' code
-            image_score="max",  # of the patch scores: max, as the authors and the article | top1% | mean
-            ones_pass=False,  # True: move the BatchNorm averages as the authors' code does, see methods/patchcore.py
+            # Departure: the article and the authors' code take the max. The mean of the highest 1 % of the patch scores
+            # gave the better image AUROC on all real sets tried, README says which and by how much.
+            image_score="top1%",  # max | top1% | mean
+            ones_pass=True,  # move the BatchNorm averages as the authors' code does, see methods/patchcore.py
         ),
     ),
     "reverse_distillation": lambda: (

@@ -56,10 +56,10 @@ def mixed(image, context, seed):
 
 
 def config(**data):
-    """A default config with 32-pixel images and these `data` keys; `seed` too."""
+    """A default config with 32-pixel images, nothing held out, and these `data` keys; `seed` too."""
     result = configs.default("patchcore")
     result.seed = data.pop("seed", 3)
-    result.data.update(image_size=32, batch_size=4, **data)
+    result.data.update({"image_size": 32, "batch_size": 4, "holdout": 0.0, **data})
     return result
 
 

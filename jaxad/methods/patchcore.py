@@ -7,19 +7,19 @@ The defaults follow the authors' code (amazon-science/patchcore-inspection) wher
 `squared` distances (faiss takes no root), no re-weighting of the image score (`reweight_b=0`; the article's eq. 7 is
 `reweight_b=3` or 9), adaptive pooling of descriptors, and a start of the selection that the article does not mention.
 
-`ones_pass=True` adds what their code does unawares: to measure its feature dimensions it runs one image of ones through
-the backbone while that is still in training mode, which moves every BatchNorm average by a tenth. Numbers measured with
-their code hold this in; Departure: it is off by default.
+`ones_pass` is what their code does unawares: to measure its feature dimensions it runs one image of ones through the
+backbone while that is still in training mode, which moves every BatchNorm average by a tenth. Numbers measured with
+their code hold this in. Departure from the article, which does not mention it.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxad.methods import features
 from jaxad.scoring import coreset, maps, neighbours
@@ -53,7 +53,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
 
     def init(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
         memory = {
-            "bank": jnp.zeros((rows, dim), jnp.float32),
+            "bank": np.zeros((rows, dim), np.float32),  # NumPy: no second copy on the device when the state is placed
             "bank_written": jnp.zeros(rows, bool),
             "key": jax.random.key_data(key),  # of the projection and the random start: all that `finish` draws
         }
@@ -132,12 +132,16 @@ def reweighting(test: Array, nearest: Array, bank: Array, b: int) -> Array:
 
 
 def _descriptor(options: Any) -> Callable[[Sequence[Array]], Array]:
-    """Features of each layer -> f32[B, h, w, D]."""
-    if options.descriptor == "concat":
-        return functools.partial(features.concat, neighbourhood=options.neighbourhood)
-    return functools.partial(
-        features.adaptive, neighbourhood=options.neighbourhood, layer_dim=options.layer_dim, dim=options.dim
-    )
+    """Features of each layer -> f32[B, h, w, D] on the grid of the first."""
+    weights = tuple(options.layer_weights) or (1.0,) * len(options.layers)
+
+    def describe(layers: Sequence[Array]) -> Array:
+        layers = [weight * layer for weight, layer in zip(weights, layers, strict=True)]
+        if options.descriptor == "concat":
+            return features.concat(layers, options.neighbourhood)
+        return features.adaptive(layers, options.neighbourhood, options.layer_dim, options.dim)
+
+    return describe
 
 
 def _check(options: Any) -> None:
@@ -153,6 +157,7 @@ def _check(options: Any) -> None:
     demand(0 < options.coreset <= 1, "coreset", "in (0, 1]")
     demand(options.projection in projections, "projection", f"one of {', '.join(projections)}")
     demand(options.neighbours >= 1, "neighbours", "1 or more")
+    demand(len(options.layer_weights) in (0, len(options.layers)), "layer_weights", "one number per layer, or empty")
     demand(options.image_score in maps.REDUCTIONS, "image_score", f"one of {', '.join(maps.REDUCTIONS)}")
     if options.reweight_b and options.image_score != "max":
         raise UserError("config.patchcore.reweight_b re-weights a maximum: set config.patchcore.image_score=max")

@@ -26,6 +26,7 @@ def config_of(**options):
     config = configs.default("patchcore")
     config.backbone.weights, config.data.image_size, config.data.batch_size = "random", SIZE, BATCH
     config.patchcore.projection_dim = 32
+    config.patchcore.image_score, config.patchcore.ones_pass = "max", False
     for name, value in options.items():
         section = config.score if name in config.score else config.patchcore
         section[name] = value
@@ -69,6 +70,17 @@ def test_the_bank_holds_every_patch_at_its_images_index(fitted):
     assert np.asarray(state.memory["bank_written"]).sum() == N * 64
     bank = stage.finish(state).memory["bank"]
     np.testing.assert_allclose(bank.reshape(N, 64, 1024), descriptors(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_come_on_the_grid_of_the_first_and_are_weighted():
+    options = dict(descriptor="concat", layers=("layer2", "layer1"), layer_weights=(3.0, 0.5), coreset=1.0)
+    (stage,) = patchcore.stages(config_of(**options), SPEC)
+    bank = stage.finish(fit(stage)).memory["bank"].reshape(N, 8, 8, 128 + 64)
+    extractor = features.extractor(config_of(), ("layer2", "layer1"), SIZE)
+    two, one = extractor.apply(extractor.load(), IMAGES)
+    np.testing.assert_allclose(bank[..., :128], 3.0 * features.concat([two]), rtol=1e-4, atol=1e-5)
+    small = np.asarray(features.concat([one])).reshape(N, 8, 2, 8, 2, 64).mean((2, 4))  # halved: means of 2 x 2
+    np.testing.assert_allclose(bank[..., 128:], 0.5 * small, rtol=1e-4, atol=1e-5)
 
 
 def test_a_repeated_or_reordered_batch_changes_nothing(fitted):
@@ -214,6 +226,7 @@ def test_the_ones_pass_moves_batchnorm_averages_as_one_training_step_of_pytorch_
         (dict(neighbours=0), "neighbours"),
         (dict(neighbours=65), "neighbours=65.*64 patches"),
         (dict(reweight_b=-1), "reweight_b"),
+        (dict(layer_weights=(1.0,)), "layer_weights"),
         (dict(image_score="median"), "image_score"),
         (dict(image_score="mean", reweight_b=3), "image_score=max"),
     ],
