@@ -1,4 +1,4 @@
-"""Where the peers lean on a library, ours agrees with it (the `parity` extra; torch's oracles stand beside each model)."""
+"""Where the peers lean on a library, ours agrees with it: the `parity` extra (torch stands beside each model)."""
 
 import jax.numpy as jnp
 import numpy as np
