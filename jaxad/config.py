@@ -104,7 +104,7 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 reduction="max",  # max | mean | top1%, where the method has no image score of its own
             ),
             threshold=dict(quantile=0.995),  # of the scores of held-out normals
-            eval=dict(every=0, batch_size=8, metrics="exact"),  # every: steps; metrics: exact | binned (fixed memory)
+            eval=dict(every=0, batch_size=8, metrics="exact"),  # every: steps; metrics: exact | binned
             checkpoint=dict(every=0, keep=2),  # every: steps; 0: at the end of each stage
             mesh=dict(devices=0, platform=""),  # 0: all of them; platform: cpu | gpu | tpu, refused where absent
             report=dict(overlays=20, curves=True),  # overlays: pictures per category

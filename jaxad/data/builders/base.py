@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,9 +33,9 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     MASK_ABOVE: ClassVar[int] = 0  # mask values above this are defect
 
     @classmethod
+    @abc.abstractmethod
     def listing(cls, root: Path, category: str) -> Listing:
         """The images of `category` under `root`."""
-        raise NotImplementedError
 
     @classmethod
     def found(cls, root: Path) -> tuple[str, ...]:
