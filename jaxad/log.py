@@ -72,12 +72,13 @@ class Meter:
         if log.main and log._console.is_terminal and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn(f"{stage:>12}"),
-                BarColumn(),
+                BarColumn(bar_width=None),  # takes what the numbers leave
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=log._console,
+                expand=True,
             )
             self._task = self._bar.add_task(stage, total=steps, completed=start, note="")
             self._bar.start()
