@@ -46,11 +46,13 @@ def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage of `steps` steps, from a `config.optim` section (keys as in `jaxad.config.default`).
 
     adam (b1, b2), adamw (b1, b2, decoupled weight decay) or sgd (momentum). weight_decay of adam and sgd is the L2 term
-    added to the gradient, as PyTorch's. State is float32 whatever the type of the gradients. Raises UserError.
+    added to the gradient, as PyTorch's. State is float32 whatever the type of the gradients. `updates.descend` runs it
+    under standard dtype promotion, which optax's Adam needs. Raises UserError.
 
     >>> from jaxad.config import default
     >>> tx = optimiser(default("reverse_distillation").optim, steps=10)
-    >>> change, _ = tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.zeros(2)}), {"w": jnp.zeros(2)})
+    >>> with jax.numpy_dtype_promotion("standard"):
+    ...     change, _ = tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.zeros(2)}), {"w": jnp.zeros(2)})
     >>> [round(float(value), 6) for value in change["w"]]  # Adam's first step is -lr in each coordinate
     [-0.001, -0.001]
     """
@@ -68,19 +70,9 @@ def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
         parts.append(optax.scale_by_adam(optim.b1, optim.b2, eps=1e-8, mu_dtype=jnp.float32))
     if optim.weight_decay and optim.name == "adamw":
         parts.append(optax.add_decayed_weights(optim.weight_decay))
-    return strict(optax.chain(*parts, optax.scale_by_learning_rate(rate)))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
 
 def in_float32() -> optax.GradientTransformation:
     """Gradients as float32, whatever type they come in."""
     return optax.stateless(lambda gradient, _: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))
-
-
-def strict(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` for callers that forbid implicit promotion: optax's Adam raises a float to the power of an integer count."""
-
-    def update(gradient, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return tx.update(gradient, state, params)
-
-    return optax.GradientTransformation(tx.init, update)

@@ -60,14 +60,12 @@ def environment() -> dict[str, Any]:
         "ml-collections",
     )
     installed = {name: _version(name) for name in names}
-    devices = [f"{device.platform}:{device.device_kind}" for device in jax.devices()]
     return {
         "command": sys.argv,
         "commit": commit(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "devices": devices,
-        "processes": jax.process_count(),
+        **sharding.describe(),
         "versions": installed,
     }
 
@@ -90,7 +88,7 @@ def claim(workdir: str, config: ConfigDict) -> None:
         except ValueError as error:
             raise UserError(f"{path} is not readable; remove it or choose another --workdir") from error
         for key in sorted(set(keys(ConfigDict(ours))) | set(keys(ConfigDict(theirs)))):
-            if key.startswith(FREE):
+            if any(key == free or key.startswith(free + ".") for free in FREE):
                 continue
             mine, other = _at(ours, key), _at(theirs, key)
             if mine != other and not (isinstance(mine, dict) and isinstance(other, dict)):
@@ -100,6 +98,7 @@ def claim(workdir: str, config: ConfigDict) -> None:
                 )
     elif os.path.isdir(workdir) and os.listdir(workdir):
         raise UserError(f"workdir {workdir!r} holds files that are not a jaxad run's: choose another --workdir")
+    sharding.barrier("claim: looked")  # nobody writes while another still looks
     try:
         os.makedirs(workdir, exist_ok=True)
     except OSError as error:
@@ -107,6 +106,7 @@ def claim(workdir: str, config: ConfigDict) -> None:
     if sharding.is_main():
         files.write_json(path, ours)
         files.write_json(os.path.join(workdir, "environment.json"), environment())
+    sharding.barrier("claim: written")
 
 
 def _at(tree: Any, key: str) -> Any:
@@ -127,7 +127,6 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
             sharding.my_rows(mesh, stage.feed.batch_size)
         jax.eval_shape(lambda: train.build(stages[0], spec, None, config.seed))
         claim(workdir, config)
-        sharding.barrier("claim")
         entries = {}
         for category, data in opened.items():
             entries[category] = run_category(config, workdir, mesh, data, method.stages(config, data.spec))

@@ -22,9 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxad.errors import UserError
-from jaxad.types import Batch, TrainState
-
-AXIS = "data"
+from jaxad.types import AXIS, Batch, TrainState
 
 
 def start(settings: Any) -> Mesh:
@@ -54,6 +52,12 @@ def start(settings: Any) -> Mesh:
             raise UserError(f"config.mesh.devices={settings.devices}, but there are {len(devices)}")
         devices = devices[: settings.devices]
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def describe() -> dict[str, Any]:
+    """The devices of all processes and how many processes there are, for the record of a run."""
+    devices = [f"{device.platform}:{device.device_kind}" for device in jax.devices()]
+    return {"devices": devices, "processes": jax.process_count()}
 
 
 def is_main() -> bool:

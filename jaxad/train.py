@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxad import checkpoint, sharding
@@ -89,6 +90,21 @@ def _check_finite(stage: str, first_step: int, rows: list[dict]) -> None:
             )
 
 
+@jax.jit
+def _finite(tree: Any) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _check_state(stage: str, step: int, state: TrainState) -> None:
+    """A loss is of the parameters before its step: a finite one may have led to parameters that are not."""
+    if not _finite((state.params, state.stats)):
+        raise NonFiniteLoss(
+            f"{stage}: the parameters are not finite after step {step}, although the loss was; the last good "
+            f"checkpoint is kept: lower config.optim.lr, or look at the terms in metrics.jsonl"
+        )
+
+
 def train(
     stage: Stage,
     data: Data,
@@ -138,6 +154,7 @@ def train(
             began = time.perf_counter()
 
             def save(step):
+                _check_state(stage.name, step, state)
                 checkpoints.save(step, state, {"seconds": before + time.perf_counter() - began})
 
             batches = data.batches(stage.feed, seed=seed, stage=stage.name, start=done_steps, stop=steps, rows=rows)
@@ -185,7 +202,7 @@ def train(
                         if step > saved:
                             save(step)
                         raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command resumes")
-            jax.block_until_ready(state)
+            _check_state(stage.name, steps, state)
             started = time.perf_counter()
             state = jax.block_until_ready(finish(state))
             log.write(stage.name, steps, {"finish_seconds": time.perf_counter() - started})

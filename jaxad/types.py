@@ -20,6 +20,7 @@ from jaxad.errors import UserError as UserError  # raised by every room; defined
 
 Array = jax.Array
 Tree = Any
+AXIS = "data"  # the mesh axis over which batches and the rows of banks are split
 
 
 class Batch(flax.struct.PyTreeNode):

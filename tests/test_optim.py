@@ -22,7 +22,8 @@ def descend(tx, steps):
     state, path = tx.init(point), []
     for _ in range(steps):
         gradient = jax.grad(lambda p: jnp.sum(jnp.array([1.0, 7.0]) * (p["w"] - 1) ** 4))(point)
-        change, state = tx.update(gradient, state, point)
+        with jax.numpy_dtype_promotion("standard"):  # as `updates.descend` does: optax is not strict
+            change, state = tx.update(gradient, state, point)
         point = optax.apply_updates(point, change)
         path.append(np.asarray(point["w"]))
     return np.stack(path)
@@ -85,7 +86,8 @@ def test_weight_decay_of_adamw_is_decoupled_and_of_adam_is_not():
 def test_state_and_update_are_float32_for_half_precision_gradients(name):
     params = {"w": jnp.ones(3)}
     tx = optimiser(settings(name=name), 5)
-    change, state = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
+    with jax.numpy_dtype_promotion("standard"):
+        change, state = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
     floats = [leaf for leaf in jax.tree.leaves((change, state)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert len(floats) >= 2 and all(leaf.dtype == jnp.float32 for leaf in floats)
 

@@ -188,7 +188,10 @@ def test_a_method_outside_jaxad_runs_by_its_module_path(root, tmp_path):
         (lambda root: Image.new("L", (20, 20)).save(root / "tile/ground_truth/square/002_mask.png"), "002_mask.png"),
         (lambda root: (root / "tile/test/square/003.png").unlink(), "003"),
         (lambda root: [path.unlink() for path in (root / "tile/train/good").iterdir()], "train"),
-        (lambda root: [path.unlink() for path in sorted((root / "tile/train/good").iterdir())[1:]], "one"),
+        (
+            lambda root: [path.unlink() for path in sorted((root / "tile/train/good").iterdir())[1:]],
+            "one normal training",
+        ),
     ],
 )
 def test_spoilt_data_is_one_line_and_leaves_nothing_behind(root, tmp_path, spoil, says):

@@ -111,10 +111,28 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_terms(tmp_path):
     made.train.log_every = 5
     with pytest.raises(NonFiniteLoss, match=r"learn: net/loss is not finite at step \d+ .*mean="):
         run(tmp_path, made)
-    kept = sorted(int(name) for name in os.listdir(tmp_path / "learn" / "steps") if name.isdigit())
-    assert kept and not any(name.isdigit() for name in os.listdir(tmp_path / "learn" / "final"))
+    assert not any(name.isdigit() for name in os.listdir(tmp_path / "learn" / "final"))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+
+
+def test_parameters_that_are_not_finite_are_never_saved_though_the_loss_was(tmp_path):
+    data, made = toy.ArrayData(), config()
+    made.checkpoint.every = 1
+    stage = toy.stages(made, data.spec)[0]
+
+    def apply(state, batch, key):
+        step = state.step
+        state, metrics = stage.update.apply(state, batch, key)
+        broken = jax.tree.map(lambda leaf: jnp.where(step == 2, jnp.inf, leaf), state.params["net"])
+        return state.replace(params={**state.params, "net": broken}), metrics
+
+    breaking = dataclasses.replace(stage, update=stage.update._replace(apply=apply))
+    mesh = sharding.start(made.mesh)
+    with jax.set_mesh(mesh), pytest.raises(NonFiniteLoss, match="parameters are not finite after step 3"):
+        options = {"seed": 3, "mesh": mesh, "config": made, "log": Log(str(tmp_path), main=False)}
+        train.train(breaking, data, None, folder=str(tmp_path / "learn"), **options)
+    assert sorted(name for name in os.listdir(tmp_path / "learn" / "steps") if name.isdigit()) == ["1", "2"]
 
 
 def test_metrics_of_a_resumed_run_are_those_of_the_uninterrupted_one(tmp_path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxad.config import DATASETS
 from jaxad.data.listing import Listing, data_root, folders_in
 from jaxad.errors import UserError
 from jaxad.types import Record
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 # Read by TensorFlow when it is imported: no banners, and no oneDNN, whose results depend on the processor.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-DATASETS = ("demo", "folder", "mvtec_ad", "mvtec_3d_ad", "visa", "btad")
 
 
 class Source(Protocol):

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxad.errors import UserError
-from jaxad.scoring.neighbours import AXIS, data_shards, pad_rows, take
-from jaxad.types import Array
+from jaxad.scoring.neighbours import data_shards, pad_rows, take
+from jaxad.types import AXIS, Array
 
 PROJECTIONS = ("linear", "gaussian", "sparse")
 CANDIDATES = 4096  # M: rows that compete in a round; their [M, M] distances are kept

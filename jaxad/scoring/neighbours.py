@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxad.types import Array
+from jaxad.types import AXIS, Array
 
-AXIS = "data"  # the mesh axis over which batches and the rows of a bank are sharded
 BLOCK_BYTES = (
     1 << 25
 )  # of one block of the distance matrix: small enough to stay near the cores, large enough for a matmul

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pixel_cases import case
 
 from jaxad.metrics import PixelBins, RankSketch, binned_pixel_metrics, pixel_metrics
 
 VALUES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "iou_max", "aupro_0.3", "aupro_0.05")
-
-
-def case(n=24, side=32, levels=0, seed=0):
-    rng = np.random.default_rng(seed)
-    masks = np.zeros((n, side, side), bool)
-    for mask in masks[n // 3 :]:
-        for _ in range(rng.integers(1, 4)):
-            y, x, h, w = rng.integers(0, side * 3 // 4, 2).tolist() + rng.integers(1, side // 4, 2).tolist()
-            mask[y : y + h, x : x + w] = True
-    maps = (rng.standard_normal(masks.shape) + 1.2 * masks).astype(np.float32)
-    return (np.floor(maps * levels / 3).astype(np.float32) if levels else maps), masks
 
 
 def batches(maps, masks, size=5):
@@ -171,4 +161,4 @@ def test_summary_prints_the_bound_beside_the_value():
 )
 def test_misuse_is_named_in_one_line(misuse, message):
     with pytest.raises(ValueError, match=message):
-        misuse(*case())
+        misuse(*case(n=24))

@@ -6,24 +6,13 @@ import time
 
 import numpy as np
 import pytest
+from pixel_cases import case
 from sklearn import metrics as sk
 
 from jaxad.metrics import pixel_metrics
 
 RANKED = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
 KEYS = {*RANKED, "pixel_f1max_threshold", "iou_max_threshold", "notes"}
-
-
-def case(n=12, side=32, levels=0, seed=0):
-    """Normal images, and anomalous ones with one to three rectangles that the maps tell apart in part."""
-    rng = np.random.default_rng(seed)
-    masks = np.zeros((n, side, side), bool)
-    for mask in masks[n // 3 :]:
-        for _ in range(rng.integers(1, 4)):
-            y, x, h, w = rng.integers(0, side * 3 // 4, 2).tolist() + rng.integers(1, side // 4, 2).tolist()
-            mask[y : y + h, x : x + w] = True
-    maps = (rng.standard_normal(masks.shape) + 0.9 * masks).astype(np.float32)
-    return (np.floor(maps * levels / 3).astype(np.float32) if levels else maps), masks
 
 
 @pytest.mark.parametrize("levels", [0, 2, 40])
