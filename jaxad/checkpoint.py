@@ -67,7 +67,13 @@ class Checkpoints:
         if step is None:
             return None
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), info=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=items)
+        try:
+            found = self._manager.restore(step, args=items)
+        except ValueError as error:
+            raise UserError(
+                f"the state in {self.folder} has other arrays than this config builds: give the config that it was "
+                f"written with, or choose another --workdir"
+            ) from error
         return found["state"], dict(found["info"])
 
     def __enter__(self) -> Checkpoints:

@@ -48,6 +48,50 @@ METHODS = {
             cos_reduce="flat",  # flat: RD4AD's code | position: the article
         ),
     ),
+    "siamese_unet": lambda: (
+        dict(contrast=3000, deviate=1000),
+        # The paper gives none of these numbers; what is chosen and why: methods/siamese_unet.py, losses/, the README.
+        dict(
+            attention="cpam",  # cpam | cbam (Table 4, right) | none (Table 4, "w/o CPAM")
+            attention_at="pre",  # pre: before each decoder layer | post: after it
+            cpam=dict(
+                fusion="mul_rms",  # mul_rms: eq. 5 up to a factor per image | mul: as printed | gated | sum: DANet
+                channel_softmax="danet",  # danet | plain | cosine
+                block=512,  # queries at once where there are 1024 positions or more; 0: all
+                kv_pool=1,  # 2: keys and values at half the resolution
+                value_reduction=1,  # 8: values as narrow as keys, then projected back
+            ),
+            anomalies="synthetic",  # synthetic: "(s)" | real: "(r)", those that data.n_anomalies moves into training
+            contrastive=True,  # False: stage 1 restores normal images and nothing else (Table 4, "w/o contrastive")
+            deviation=True,  # False: no stage 2 (Table 4, "w/o finetune")
+            cos_reduce="flat",  # eq. 1: flat | position
+            cossim_on=("n", "naug"),  # the images that eq. 1 is taken of; ("n",): without the rotated copies
+            con_reduce="flat",  # eq. 6: flat | gap | position
+            con_stop="none",  # anchor: eq. 6 does not move the features of the normal image
+            margin=0.2,
+            lambda_con=0.1,
+            lambda_cos=1.0,
+            rotation="small",  # small: uniform in +-degrees | k90: quarter turns | any: use with con_reduce=gap
+            degrees=15.0,
+            bn_stats="normal",  # BatchNorm statistics of: normal (N and N_aug) | joint (all three) | separate passes
+            score="topk",  # S_i of eq. 8: topk | mean | literal (as printed) | zscore (needs p of about 5)
+            k=0.05,  # fraction of the positions
+            p=0.5,  # what the score of an anomaly should reach
+            keep=1.0,  # weight of eq. 1 on normal images in stage 2; 0: the paper's
+            masked=False,  # score an anomaly inside its mask only (needs synthetic anomalies, or real ones with masks)
+            deviate=dict(batch_size=8, lr=2e-4, b1=0.9, b2=0.999, clip=1.0),  # the rest as in optim; so many N and A each
+            synthesis=dict(  # options of the view 'nsa', see jaxad/data/synthesis; auto, 0, () and -1: the class's own
+                kind="auto",  # auto | object | texture
+                foreground="auto",
+                gradients="auto",  # auto | normal | mixed
+                patches=0,
+                height=(),
+                width=(),
+                min_object=-1.0,
+                min_overlap=-1.0,
+            ),
+        ),
+    ),
 }
 
 
@@ -62,6 +106,8 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
         dict(
             method=method,
             seed=0,
+            # run: the workdir of another run, from which every stage up to `stage` is taken instead of trained
+            start=dict(run="", stage=""),
             data=dict(
                 dataset="demo",  # demo | folder | mvtec_ad | mvtec_3d_ad | visa | btad
                 root="",  # the folder that holds the data set; demo needs none
@@ -95,6 +141,7 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 b2=0.999,
                 momentum=0.9,  # sgd
                 weight_decay=0.0,
+                clip=0.0,  # the norm that gradients are scaled down to; 0: never
                 schedule="constant",  # constant | cosine
                 warmup=0,  # steps
             ),
@@ -104,7 +151,9 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 reduction="max",  # max | mean | top1%, where the method has no image score of its own
             ),
             threshold=dict(quantile=0.995),  # of the scores of held-out normals
-            eval=dict(every=0, batch_size=8, metrics="exact"),  # every: steps; metrics: exact | binned
+            # every: steps · metrics: exact | binned · without_drawn: report also what the metrics are without the anomalies
+            # that data.n_anomalies=N would move into training, to compare with a run that moves them; 0: no
+            eval=dict(every=0, batch_size=8, metrics="exact", without_drawn=0),
             checkpoint=dict(every=0, keep=2),  # every: steps; 0: at the end of each stage
             mesh=dict(devices=0, platform=""),  # 0: all of them; platform: cpu | gpu | tpu, refused where absent
             report=dict(overlays=20, curves=True),  # overlays: pictures per category
@@ -152,6 +201,8 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "score.reduction", ("max", "mean", "top1%"))
     _one_of(config, "eval.metrics", ("exact", "binned"))
     _one_of(config, "mesh.platform", ("", "cpu", "gpu", "tpu"))
+    if bool(config.start.run) != bool(config.start.stage):
+        raise UserError("config.start needs both run=WORKDIR and stage=NAME, the last stage to take from it")
     data = config.data
     if data.source:
         if not os.path.isfile(data.source):
@@ -175,6 +226,8 @@ def check(config: ConfigDict) -> None:
         ("data.n_shot", data.n_shot, 0),
         ("data.n_anomalies", data.n_anomalies, 0),
         ("eval.every", config.eval.every, 0),
+        ("eval.without_drawn", config.eval.without_drawn, 0),
+        ("optim.clip", config.optim.clip, 0),
         ("checkpoint.every", config.checkpoint.every, 0),
         ("mesh.devices", config.mesh.devices, 0),
         ("report.overlays", config.report.overlays, 0),

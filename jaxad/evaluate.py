@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxad import metrics
+from jaxad.data import splits
 from jaxad.types import Batch, Data, DataSpec, Feed, Predictions, Stage, TrainState, Tree, UserError
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
 METRICS = IMAGE_METRICS + PIXEL_METRICS
+GLANCE = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
 PRO_LIMITS = (0.3, 0.05)  # the false positive rates of the two AUPROs
 PIXEL_QUANTILE = 0.999  # of the pixels of normal images: one normal pixel in a thousand lies inside a contour
 RESAMPLES = 1000  # of the bootstrap; the ends of a 95 % interval then rest on 25 resamples each
@@ -210,6 +212,25 @@ def bootstrap_auroc(
     return float(low), float(high)
 
 
+def glance(found: Predictions) -> dict[str, float | None]:
+    """The metrics GLANCE of a test split, None where one does not exist: what is logged between stages."""
+    masks = found.masks if found.masks.any() else None
+    values = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, masks, (0.3,))
+    return {name: values[name] for name in GLANCE}
+
+
+def without_drawn(found: Predictions, seed: int, n: int) -> Predictions:
+    """`found` without the anomalies that `data.n_anomalies=n` would move into training under this seed.
+
+    So that a method that trains on none of them can be compared with one that does. Copies of a moved image under other
+    names, which leave the test set too, are not looked for here.
+    """
+    anomalies = sorted((record.path, row) for row, record in enumerate(found.records) if record.label)
+    keep = np.ones(len(found.records), bool)
+    keep[[anomalies[i][1] for i in splits.drawn_anomalies(seed, len(anomalies), n)]] = False
+    return _select(found, keep)
+
+
 def category_result(
     found: Predictions,
     limit: Threshold,
@@ -218,6 +239,8 @@ def category_result(
     fit_seconds: float,
     metrics_mode: str = "exact",
     seed: int = 0,
+    stages: Mapping[str, Mapping[str, float | None]] | None = None,
+    n_drawn: int = 0,
 ) -> dict[str, Any]:
     """What `results.json` holds of one category. A metric that does not exist is None, its reason in 'notes'.
 
@@ -226,7 +249,9 @@ def category_result(
       limit: its threshold, from `threshold`.
       n_train: training images; fit_seconds: wall time of training.
       metrics_mode: 'exact', or 'binned': counted in bins, with the error bounds.
-      seed: of the bootstrap.
+      seed: of the bootstrap, and of the draw of anomalies.
+      stages: {stage: `glance` after it}, where several stages predict.
+      n_drawn: also give the metrics without so many drawn anomalies, see `without_drawn`; 0: do not.
     """
     labels = found.labels
     result, notes = _metrics(found, metrics_mode)
@@ -243,6 +268,12 @@ def category_result(
         "false_alarms": int(np.sum(called & ~labels)),
         "misses": int(np.sum(~called & labels)),
     }
+    if stages:
+        result["stages"] = {name: dict(values) for name, values in stages.items()}
+    if n_drawn and labels.sum() >= 2 * n_drawn:
+        result["without_drawn"] = {"n": n_drawn, **glance(without_drawn(found, seed, n_drawn))}
+    elif n_drawn:
+        notes["without_drawn"] = f"eval.without_drawn={n_drawn} is more than half of the {labels.sum()} anomalous images"
     defects = {}
     for defect in sorted({record.defect for record in found.records if record.label}):
         of_type = np.array([record.label and record.defect == defect for record in found.records])

@@ -46,8 +46,9 @@ def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage of `steps` steps, from a `config.optim` section (keys as in `jaxad.config.default`).
 
     adam (b1, b2), adamw (b1, b2, decoupled weight decay) or sgd (momentum). weight_decay of adam and sgd is the L2 term
-    added to the gradient, as PyTorch's. State is float32 whatever the type of the gradients. `updates.descend` runs it
-    under standard dtype promotion, which optax's Adam needs. Raises UserError.
+    added to the gradient, as PyTorch's; `clip` first scales the whole gradient down to that norm. State is float32
+    whatever the type of the gradients. `updates.descend` runs it under standard dtype promotion, which optax's Adam
+    needs. Raises UserError.
 
     >>> from jaxad.config import default
     >>> tx = optimiser(default("reverse_distillation").optim, steps=10)
@@ -62,6 +63,8 @@ def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
         raise UserError(f"config.optim.lr={optim.lr} must be positive")
     rate = schedule(optim.lr, steps, optim.schedule, optim.warmup)
     parts = [in_float32()]
+    if optim.clip:
+        parts.append(optax.clip_by_global_norm(optim.clip))
     if optim.weight_decay and optim.name != "adamw":
         parts.append(optax.add_decayed_weights(optim.weight_decay))
     if optim.name == "sgd":

@@ -9,14 +9,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxad import evaluate, methods, metrics, report, sharding, train
+from jaxad import evaluate, methods, report, sharding, train
 from jaxad.data import pipeline
 from jaxad.errors import UserError
 from jaxad.flags import keys
@@ -122,14 +122,19 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         opened = {category: pipeline.open(config, category) for category in pipeline.categories(config)}
         spec = next(iter(opened.values())).spec
-        stages = method.stages(config, spec)  # mistakes show here, before anything is written or compiled
-        for stage in stages:
-            sharding.my_rows(mesh, stage.feed.batch_size)
-        jax.eval_shape(lambda: train.build(stages[0], spec, None, config.seed))
+        # Mistakes show here, before anything is written or compiled.
+        stages = {category: method.stages(config, data.spec) for category, data in opened.items()}
+        for stage in stages[spec.category]:
+            rows = sharding.my_rows(mesh, stage.feed.batch_size)
+            if stage.feed.views:  # builds the graph, and with it every view
+                first = opened[spec.category]
+                first.batches(stage.feed, seed=config.seed, stage=stage.name, start=0, stop=0, rows=rows)
+        jax.eval_shape(lambda: train.build(stages[spec.category][0], spec, None, config.seed))
+        _check_start(config, {category: [stage.name for stage in some] for category, some in stages.items()})
         claim(workdir, config)
         entries = {}
         for category, data in opened.items():
-            entries[category] = run_category(config, workdir, mesh, data, method.stages(config, data.spec))
+            entries[category] = run_category(config, workdir, mesh, data, stages[category])
         if not sharding.is_main():
             return {}
         results = report.write(workdir, config.to_dict(), entries, commit())
@@ -167,30 +172,60 @@ def run_category(
             log.say(f"{spec.category}: {note}")
         if main:
             files.write_json(os.path.join(folder, "splits.json"), data.manifest())
-        carry, seconds = None, 0.0
+        carry, seconds, reached = None, 0.0, {}
+        log.rewind("test", -1)
+        taken = _taken(config, stages)
         for stage in stages:
             watch = functools.partial(_watch, predict, stage) if stage.predict else None
-            where = os.path.join(folder, stage.name)
+            where = os.path.join(config.start.run if stage.name in taken else workdir, spec.category, stage.name)
             carry, spent = train.train(
                 stage, data, carry, seed=config.seed, mesh=mesh, folder=where, config=config, log=log, evaluate=watch
             )
             seconds += spent
+            if stage.predict and stage is not stages[-1]:
+                reached[stage.name] = _tell(log, stage, data, predict(stage, carry, "test"))
         log.say(f"{spec.category}: predicts")
         normals = predict(stages[-1], carry, evaluate.threshold_split(spec))
         test = predict(stages[-1], carry, "test")
+        if reached:
+            reached[stages[-1].name] = _tell(log, stages[-1], data, test)
     if not main:
         return None
     test = _keep_time(os.path.join(folder, "timing.json"), test, seconds)
-    return report.category(workdir, config.to_dict(), data, normals, test, fit_seconds=seconds)
+    return report.category(workdir, config.to_dict(), data, normals, test, fit_seconds=seconds, stages=reached)
 
 
 def _watch(predict: Callable, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
     """Test metrics in the middle of training: to look at, never to choose a step by."""
-    found = predict(stage, state, "test")
-    masks = found.masks if found.masks.any() else None
-    values = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, masks)
-    names = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
-    return {f"test/{name}": values[name] for name in names if values[name] is not None}
+    values = evaluate.glance(predict(stage, state, "test"))
+    return {f"test/{name}": value for name, value in values.items() if value is not None}
+
+
+def _tell(log: Log, stage: Stage, data: Data, found: Predictions) -> dict[str, float | None]:
+    """Logs what the test metrics are after a stage, where several stages predict."""
+    values = evaluate.glance(found)
+    words = (f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in values.items())
+    log.say(f"{stage.name}: {', '.join(words)}")
+    log.write("test", train.steps_of(stage, data), {f"{stage.name}/{name}": value for name, value in values.items()})
+    return values
+
+
+def _taken(config: ConfigDict, stages: Sequence[Stage]) -> list[str]:
+    """The stages that come from the run config.start.run: all up to config.start.stage."""
+    names = [stage.name for stage in stages]
+    return names[: names.index(config.start.stage) + 1] if config.start.run else []
+
+
+def _check_start(config: ConfigDict, names: dict[str, list[str]]) -> None:
+    """Raises UserError where config.start names a stage that there is not, or that the other run has not finished."""
+    start = config.start
+    for category, stages in names.items() if start.run else ():
+        if start.stage not in stages:
+            raise UserError(f"config.start.stage={start.stage!r} is not a stage of {config.method}: {', '.join(stages)}")
+        for stage in stages[: stages.index(start.stage) + 1]:
+            folder = os.path.join(start.run, category, stage, "final")
+            if not os.path.isdir(folder) or not os.listdir(folder):
+                raise UserError(f"config.start.run={start.run!r} has no finished stage {stage!r} of {category} ({folder})")
 
 
 def _keep_time(path: str, test: Predictions, seconds: float) -> Predictions:

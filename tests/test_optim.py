@@ -12,7 +12,8 @@ from jaxad.optim import optimiser, schedule
 
 
 def settings(**changes):
-    keys = dict(name="adam", lr=0.05, b1=0.5, b2=0.99, momentum=0.9, weight_decay=0.0, schedule="constant", warmup=0)
+    keys = dict(name="adam", lr=0.05, b1=0.5, b2=0.99, momentum=0.9, weight_decay=0.0, clip=0.0)
+    keys |= dict(schedule="constant", warmup=0)
     return SimpleNamespace(**{**keys, **changes})
 
 
@@ -52,6 +53,7 @@ def test_constant_with_warmup_reaches_the_rate_and_stays():
         dict(name="sgd", lr=1e-3),
         dict(name="sgd", lr=1e-3, momentum=0.0, weight_decay=0.3),
         dict(name="adam", schedule="cosine"),
+        dict(name="sgd", lr=1e-2, clip=1.5, weight_decay=0.3),
     ],
     ids=str,
 )
@@ -70,6 +72,8 @@ def test_optimisers_walk_as_torch_does(changes):
     for _ in range(20):
         torch_optim.zero_grad()
         (torch.tensor([1.0, 7.0]) * (point - 1) ** 4).sum().backward()
+        if optim.clip:
+            torch.nn.utils.clip_grad_norm_([point], optim.clip)
         torch_optim.step()
         path.append(point.detach().numpy().copy())
         if cosine:

@@ -79,7 +79,13 @@ def decode(data: bytes) -> np.ndarray:
 def describe(feed: Feed) -> dict[str, Any]:
     """A feed as JSON-able values: a bank serves only the feed it was made for."""
     views = [[view.name, view.op, json.loads(json.dumps(dict(view.options)))] for view in feed.views]
-    return {"batch_size": feed.batch_size, "split": feed.split, "shuffle": feed.shuffle, "views": views}
+    return {
+        "batch_size": feed.batch_size,
+        "split": feed.split,
+        "shuffle": feed.shuffle,
+        "views": views,
+        "replay": list(feed.replay) if feed.replay else None,
+    }
 
 
 def read_header(path: str) -> dict[str, Any]:

@@ -107,10 +107,10 @@ class Materialised(Category):
         bank = self._banks[stage]
         asked = archive.describe(feed) | {"seed": seed}
         for key, value in asked.items():
-            if bank["feed"][key] != value:
+            if bank["feed"].get(key) != value:
                 raise UserError(
                     f"data.source: the bank for stage {stage!r} in {self._path} was made with "
-                    f"{key}={bank['feed'][key]}, this run has {value}; set it so or materialise it again"
+                    f"{key}={bank['feed'].get(key)}, this run has {value}; set it so or materialise it again"
                 )
         return bank
 

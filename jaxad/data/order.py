@@ -36,6 +36,19 @@ def permutation(seed: int, stage: str, epoch: int, n: int) -> np.ndarray:
     return order
 
 
+def positions(feed: Feed, stage: str, n: int) -> tuple[str, np.ndarray]:
+    """(the stage whose stream it is, i64[B] the positions there) of batch `n`: its own, or those that the feed replays.
+
+    >>> positions(Feed(batch_size=4, replay=("contrast", 6)), "deviate", n=1)
+    ('contrast', array([4, 5, 0, 1]))
+    """
+    position = n * feed.batch_size + np.arange(feed.batch_size)
+    if feed.replay is None:
+        return stage, position
+    stage, length = feed.replay
+    return stage, position % length
+
+
 def rows_of(feed: Feed, n_images: int, *, seed: int, stage: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """(index i32[B], valid bool[B]) of batch `n` of a split of `n_images`.
 
@@ -44,7 +57,7 @@ def rows_of(feed: Feed, n_images: int, *, seed: int, stage: str, n: int) -> tupl
     >>> rows_of(Feed(batch_size=3, shuffle=False), 5, seed=0, stage="fit", n=1)
     (array([3, 4, 5], dtype=int32), array([ True,  True, False]))
     """
-    position = n * feed.batch_size + np.arange(feed.batch_size)
+    stage, position = positions(feed, stage, n)
     if not feed.shuffle:
         return position.astype(np.int32), position < n_images
     epoch, offset = np.divmod(position, n_images)
@@ -62,6 +75,9 @@ def example_seeds(feed: Feed, view: str, *, seed: int, stage: str, n: int) -> np
     >>> bool((a == b).any())
     False
     """
-    generator = np.random.Philox(key=philox_key(seed, stage, "view", view), counter=n * feed.batch_size)
-    words = generator.random_raw(4 * feed.batch_size).reshape(feed.batch_size, 4)  # one block of 4 words per position
-    return np.ascontiguousarray(words[:, 0]).view(np.int32).reshape(feed.batch_size, 2)
+    stage, position = positions(feed, stage, n)
+    key = philox_key(seed, stage, "view", view)
+    runs = np.split(position, np.flatnonzero(np.diff(position) != 1) + 1)  # a replay may begin again in the middle
+    # One block of 4 words per position.
+    words = [np.random.Philox(key=key, counter=run[0]).random_raw(4 * len(run)).reshape(-1, 4) for run in runs]
+    return np.ascontiguousarray(np.concatenate(words)[:, 0]).view(np.int32).reshape(feed.batch_size, 2)

@@ -57,6 +57,11 @@ def shuffled(seed: int, draw: str, n: int) -> np.ndarray:
     return np.argsort(np.random.PCG64(words).random_raw(n), kind="stable")
 
 
+def drawn_anomalies(seed: int, n_anomalies: int, n: int) -> np.ndarray:
+    """i64[n], rising: which of the anomalies, in path order, `data.n_anomalies=n` moves into training."""
+    return np.sort(shuffled(seed, "anomalies", n_anomalies)[:n])
+
+
 def content(image: np.ndarray) -> bytes:
     """A digest of the decoded pixels and their shape: equal for copies under other names and in lossless formats."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
@@ -126,8 +131,7 @@ def _moved(rows: list[Row], category: str, seed: int, n: int, digests):
             f"{category}: data.n_anomalies={n} is more than half of its {len(anomalies)} anomalous test images; "
             f"at most {len(anomalies) // 2} may move into training"
         )
-    chosen = np.sort(shuffled(seed, "anomalies", len(anomalies))[:n])
-    moved = tuple(anomalies[i] for i in chosen)
+    moved = tuple(anomalies[i] for i in drawn_anomalies(seed, len(anomalies), n))
     paths = {row.record.path for row in moved}
     contents = digests([row.index for row in rows])
     taken = {digest for row, digest in zip(rows, contents, strict=True) if row.record.path in paths}

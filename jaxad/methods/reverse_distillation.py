@@ -6,10 +6,12 @@ features back on normal images. Where it fails, there is an anomaly. The arithme
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from jaxad.losses import distillation
 from jaxad.methods import features
@@ -23,19 +25,52 @@ from jaxad.updates import Aux, descend, masked_mean
 
 def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     """One stage, 'distil'. Raises UserError where backbone, loss or image size make no sense."""
-    reduce, score, steps = config.reverse_distillation.cos_reduce, config.score, config.train.steps.distil
+    reduce, steps = config.reverse_distillation.cos_reduce, config.train.steps.distil
     if reduce not in distillation.REDUCTIONS:
         known = ", ".join(distillation.REDUCTIONS)
         raise UserError(f"config.reverse_distillation.cos_reduce={reduce!r} is not one of: {known}")
+    pair = teacher_student(config, spec)
+
+    def objective(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
+        targets = pair.teach(state, batch.image)
+        answers, stats = pair.answer(params, state.stats["student"], targets)
+        distance = distillation.distillation(targets, answers, reduce)  # eq. 2
+        return masked_mean(distance, batch.valid), Aux(stats={"student": stats})
+
+    update = descend(objective, optimiser(config.optim, steps), wrt="student")
+    feed = Feed(config.data.batch_size, split="train_normal")
+    return (Stage("distil", feed, steps, pair.init, update, predict=pair.predict),)
+
+
+class Pair(NamedTuple):
+    """A frozen teacher and its student, as the methods that descend from Reverse Distillation share them.
+
+    init(key, spec, carry) -> a state with params['student'], stats['student'], frozen['teacher'] ·
+    teach(state, image: f32[B, H, W, 3]) -> {layer: f32[B, h, w, C]}, without gradient ·
+    answer(params, stats, targets, train=True, mask=None) -> ({layer: f[B, h, w, C]}, new stats); train=False leaves the
+    stats as they are; mask: bool[B], the rows that they are taken from ·
+    predict(state, batch) -> AnomalyMap, the sum of the layers' cosine distances (eq. 3).
+    """
+
+    init: Callable[[Array, DataSpec, TrainState | None], TrainState]
+    teach: Callable[[TrainState, Array], dict[str, Array]]
+    answer: Callable[..., tuple[dict[str, Array], Tree]]
+    predict: Callable[[TrainState, Batch], AnomalyMap]
+
+
+def teacher_student(
+    config: Any, spec: DataSpec, *, attention: Callable[..., nn.Module] | None = None, attention_at: str = "pre"
+) -> Pair:
+    """The pair of config.backbone; `attention` and where it stands in the decoder: see models.reverse_distillation.
+
+    Raises UserError where backbone or image size make no sense.
+    """
     if spec.image_size % 32:
         size = spec.image_size
         raise UserError(f"{size} pixels cannot be halved five times; set config.data.image_size to a multiple of 32")
-    student = reverse_distillation.student(config.backbone.name, features.compute_dtype(config))
+    dtype, score = features.compute_dtype(config), config.score
+    student = reverse_distillation.student(config.backbone.name, dtype, attention=attention, attention_at=attention_at)
     teacher = features.extractor(config, LAYERS, spec.image_size)
-
-    def teach(state: TrainState, batch: Batch) -> dict[str, Array]:
-        found = teacher.apply(state.frozen["teacher"], batch.image)
-        return dict(zip(LAYERS, jax.lax.stop_gradient(found), strict=True))
 
     def init(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
         blank = {layer: jnp.zeros((1, 8 >> i, 8 >> i, teacher.shapes[i][-1])) for i, layer in enumerate(LAYERS)}
@@ -48,20 +83,23 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
             frozen={"teacher": teacher.load()},
         )
 
-    def objective(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
-        targets = teach(state, batch)
-        variables = {"params": params, "batch_stats": state.stats["student"]}
-        answers, new = student.apply(variables, targets, train=True, mutable=["batch_stats"])
-        distance = distillation.distillation(targets, answers, reduce)  # eq. 2
-        return masked_mean(distance, batch.valid), Aux(stats={"student": new["batch_stats"]})
+    def teach(state: TrainState, image: Array) -> dict[str, Array]:
+        found = teacher.apply(state.frozen["teacher"], image)
+        return dict(zip(LAYERS, jax.lax.stop_gradient(found), strict=True))
+
+    def answer(params: Tree, stats: Tree, targets: dict[str, Array], train: bool = True, mask: Array | None = None):
+        variables = {"params": params, "batch_stats": stats}
+        if not train:
+            return student.apply(variables, targets), stats
+        answers, new = student.apply(variables, targets, True, mask, mutable=["batch_stats"])
+        return answers, new["batch_stats"]
 
     def predict(state: TrainState, batch: Batch) -> AnomalyMap:
-        targets = teach(state, batch)
-        answers = student.apply({"params": state.params["student"], "batch_stats": state.stats["student"]}, targets)
+        targets = teach(state, batch.image)
+        answers, _ = answer(state.params["student"], state.stats["student"], targets, train=False)
         size, options = batch.image.shape[1:3], dict(interpolation=score.interpolation, sigma=score.sigma)
         distances = {layer: distillation.distance_map(targets[layer], answers[layer]) for layer in LAYERS}  # eq. 1
         pixel = sum(maps.anomaly_map(distance, size, **options) for distance in distances.values())  # eq. 3
         return AnomalyMap(pixel, maps.image_score(pixel, score.reduction))
 
-    update = descend(objective, optimiser(config.optim, steps), wrt="student")
-    return (Stage("distil", Feed(config.data.batch_size, split="train_normal"), steps, init, update, predict=predict),)
+    return Pair(init, teach, answer, predict)

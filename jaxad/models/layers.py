@@ -46,7 +46,8 @@ def conv_transpose(features: int, dtype=None, *, name: str | None = None) -> nn.
 
 
 def batch_norm(dtype=None, *, name: str | None = None) -> nn.Module:
-    """BatchNorm over B, H, W with torchvision's constants (eps 1e-5, PyTorch momentum 0.1); call it with (x, train)."""
+    """BatchNorm over B, H, W with torchvision's constants (eps 1e-5, PyTorch momentum 0.1); call it with
+    (x, train, mask)."""
     return BatchNorm(dtype, name=name)
 
 
@@ -106,6 +107,8 @@ class BatchNorm(nn.Module):
 
     Statistics are at least float32 whatever the dtype. Under `jit` with a sharded batch they are global. The running
     variance is the unbiased one, M / (M - 1) times the batch's with M = B H W, as PyTorch keeps it and Flax does not.
+    mask: bool[B], the rows that statistics are taken from, at least one of them True; the other rows are normalised by
+    these, too. None: all rows.
     """
 
     dtype: jnp.dtype | None = None
@@ -113,7 +116,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -124,11 +127,14 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
         if train:
             axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(wide, axes)
-            var = jnp.mean(jnp.square(wide - mean.reshape((1,) * len(axes) + shape)), axes)
+            where = None if mask is None else mask.reshape((-1,) + (1,) * (x.ndim - 1))
+            mean = jnp.mean(wide, axes, where=where)
+            var = jnp.mean(jnp.square(wide - mean.reshape((1,) * len(axes) + shape)), axes, where=where)
             if not self.is_initializing():
-                count = math.prod(x.shape[:-1])
-                for average, value in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
+                rows = x.shape[0] if mask is None else jnp.sum(mask).astype(dtype)
+                count = math.prod(x.shape[1:-1]) * rows
+                unbiased = var * (count / (max if mask is None else jnp.maximum)(count - 1, 1))
+                for average, value in ((running_mean, mean), (running_var, unbiased)):
                     value = value.astype(average.value.dtype)
                     average.value = self.momentum * average.value + (1 - self.momentum) * value
         factor = scale.astype(dtype) * lax.rsqrt(var + self.epsilon)

@@ -20,14 +20,14 @@ from jaxad.types import Array, UserError
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
-def _shortcut(x: Array, features: int, stride: int, up: bool, dtype, train: bool) -> Array:
+def _shortcut(x: Array, features: int, stride: int, up: bool, dtype, train: bool, mask: Array | None) -> Array:
     """In a block's scope: `x`, or where the shape changes its projection: downsample_0, _1 (upsample_0, _1 if up)."""
     if up:
         x = conv_transpose(features, dtype, name="upsample_0")(x)
-        return batch_norm(dtype, name="upsample_1")(x, train)
+        return batch_norm(dtype, name="upsample_1")(x, train, mask)
     if stride != 1 or x.shape[-1] != features:
         x = conv(features, 1, stride, dtype, name="downsample_0")(x)
-        return batch_norm(dtype, name="downsample_1")(x, train)
+        return batch_norm(dtype, name="downsample_1")(x, train, mask)
     return x
 
 
@@ -35,6 +35,7 @@ class BasicBlock(nn.Module):
     """3x3, 3x3, add, ReLU: [B, h, w, C] -> [B, h/stride, w/stride, features]; a projection where the shape changes.
 
     up: a decoder's first block, conv1 a 2x2 transposed convolution of stride 2 (RD4AD) -> [B, 2h, 2w, features].
+    mask: bool[B], the rows that BatchNorm takes its statistics from; None: all.
     """
 
     features: int
@@ -43,19 +44,20 @@ class BasicBlock(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         first = conv_transpose(self.features, self.dtype, name="conv1") if self.up else None
         y = (first or conv(self.features, 3, self.stride, self.dtype, name="conv1"))(x)
-        y = nn.relu(batch_norm(self.dtype, name="bn1")(y, train))
+        y = nn.relu(batch_norm(self.dtype, name="bn1")(y, train, mask))
         y = conv(self.features, 3, 1, self.dtype, name="conv2")(y)
-        y = batch_norm(self.dtype, name="bn2")(y, train)
-        return nn.relu(y + _shortcut(x, self.features, self.stride, self.up, self.dtype, train))
+        y = batch_norm(self.dtype, name="bn2")(y, train, mask)
+        return nn.relu(y + _shortcut(x, self.features, self.stride, self.up, self.dtype, train, mask))
 
 
 class Bottleneck(nn.Module):
     """1x1 to width, 3x3, 1x1 to features, add, ReLU: [B, h, w, C] -> [B, h/stride, w/stride, features].
 
     up: a decoder's first block, conv2 a 2x2 transposed convolution of stride 2 (RD4AD) -> [B, 2h, 2w, features].
+    mask: as BasicBlock's.
     """
 
     width: int
@@ -65,15 +67,15 @@ class Bottleneck(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         y = conv(self.width, 1, 1, self.dtype, name="conv1")(x)
-        y = nn.relu(batch_norm(self.dtype, name="bn1")(y, train))
+        y = nn.relu(batch_norm(self.dtype, name="bn1")(y, train, mask))
         middle = conv_transpose(self.width, self.dtype, name="conv2") if self.up else None
         y = (middle or conv(self.width, 3, self.stride, self.dtype, name="conv2"))(y)
-        y = nn.relu(batch_norm(self.dtype, name="bn2")(y, train))
+        y = nn.relu(batch_norm(self.dtype, name="bn2")(y, train, mask))
         y = conv(self.features, 1, 1, self.dtype, name="conv3")(y)
-        y = batch_norm(self.dtype, name="bn3")(y, train)
-        return nn.relu(y + _shortcut(x, self.features, self.stride, self.up, self.dtype, train))
+        y = batch_norm(self.dtype, name="bn3")(y, train, mask)
+        return nn.relu(y + _shortcut(x, self.features, self.stride, self.up, self.dtype, train, mask))
 
 
 class Architecture(NamedTuple):

@@ -12,7 +12,7 @@ The trees carry RD4AD's names with '_' for '.' (ocbe/bn_layer_0/conv1/kernel, de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -35,10 +35,10 @@ class OCBE(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, features: Mapping[str, Array], train: bool = False) -> Array:
+    def __call__(self, features: Mapping[str, Array], train: bool = False, mask: Array | None = None) -> Array:
         def halve(x: Array, channels: int, number: int) -> Array:
             x = conv(channels, 3, 2, self.dtype, name=f"conv{number}")(x)
-            return nn.relu(batch_norm(self.dtype, name=f"bn{number}")(x, train))
+            return nn.relu(batch_norm(self.dtype, name=f"bn{number}")(x, train, mask))
 
         arch = self.architecture
         first, second, third = (features[layer] for layer in LAYERS)
@@ -46,7 +46,7 @@ class OCBE(nn.Module):
         second = halve(second, arch.features(3), 3)
         x = jnp.concatenate([first, second, third.astype(second.dtype)], -1)  # multi-scale feature fusion
         for number in range(arch.blocks[3]):  # one-class embedding: the teacher's layer4, on 3 C_3 channels
-            x = _block(arch, 4, f"bn_layer_{number}", self.dtype, stride=2 if number == 0 else 1)(x, train)
+            x = _block(arch, 4, f"bn_layer_{number}", self.dtype, stride=2 if number == 0 else 1)(x, train, mask)
         return x
 
 
@@ -55,35 +55,58 @@ class Decoder(nn.Module):
 
     Its layer i answers the teacher's layer 4 - i, with as many blocks as the teacher's layer i, as in RD4AD; the first
     block of each opens with a transposed convolution.
+
+    attention(name=...) makes a module (x, train, mask) -> the shape of x, one for each layer: 'pre' at its input, where
+    the feature that is answered stays as it was, or 'post' at its output, which then is the answer.
     """
 
     architecture: Architecture
     dtype: jnp.dtype | None = None
+    attention: Callable[..., nn.Module] | None = None
+    attention_at: str = "pre"
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> dict[str, Array]:
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> dict[str, Array]:
         found = {}
         for layer, answered in ((1, 3), (2, 2), (3, 1)):
+            refine = self.attention and self.attention(name=f"attention{layer}")
+            if refine and self.attention_at == "pre":
+                x = refine(x, train, mask)
             for number in range(self.architecture.blocks[layer - 1]):
                 name = f"layer{layer}_{number}"
-                x = _block(self.architecture, answered, name, self.dtype, up=number == 0)(x, train)
+                x = _block(self.architecture, answered, name, self.dtype, up=number == 0)(x, train, mask)
+            if refine and self.attention_at == "post":
+                x = refine(x, train, mask)
             found[f"layer{answered}"] = x
         return {layer: found[layer] for layer in LAYERS}
 
 
 class Student(nn.Module):
-    """OCBE and decoder in one: the teacher's {'layer1', 'layer2', 'layer3'} -> the same names and shapes."""
+    """OCBE and decoder in one: the teacher's {'layer1', 'layer2', 'layer3'} -> the same names and shapes.
+
+    attention, attention_at: the decoder's · mask: bool[B], the rows that BatchNorm takes its statistics from; None: all.
+    """
 
     architecture: Architecture
     dtype: jnp.dtype | None = None
+    attention: Callable[..., nn.Module] | None = None
+    attention_at: str = "pre"
 
     @nn.compact
-    def __call__(self, features: Mapping[str, Array], train: bool = False) -> dict[str, Array]:
-        embedding = OCBE(self.architecture, self.dtype, name="ocbe")(features, train)
-        return Decoder(self.architecture, self.dtype, name="decoder")(embedding, train)
+    def __call__(self, features: Mapping[str, Array], train: bool = False, mask: Array | None = None):
+        embedding = OCBE(self.architecture, self.dtype, name="ocbe")(features, train, mask)
+        decoder = Decoder(self.architecture, self.dtype, self.attention, self.attention_at, name="decoder")
+        return decoder(embedding, train, mask)
 
 
-def student(backbone: str, dtype=None, **changes) -> Student:
+def student(
+    backbone: str,
+    dtype=None,
+    *,
+    attention: Callable[..., nn.Module] | None = None,
+    attention_at: str = "pre",
+    **changes,
+) -> Student:
     """The student of a ResNet teacher; `changes` replace fields of its Architecture (tiny ones for tests).
 
     Raises UserError for a backbone that is not a ResNet.
@@ -101,7 +124,7 @@ def student(backbone: str, dtype=None, **changes) -> Student:
         raise UserError(
             f"reverse distillation needs a ResNet teacher, not {backbone!r}; set config.backbone.name to {known}"
         )
-    return Student(ARCHITECTURES[backbone]._replace(**changes), dtype)
+    return Student(ARCHITECTURES[backbone]._replace(**changes), dtype, attention, attention_at)
 
 
 def _block(arch: Architecture, stage: int, name: str, dtype, stride: int = 1, up: bool = False) -> nn.Module:

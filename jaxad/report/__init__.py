@@ -15,16 +15,16 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxad import evaluate
-from jaxad.evaluate import METRICS, Threshold
-from jaxad.report import curves as _curves
-from jaxad.report import drawing, files, overlays
-from jaxad.report.tables import plain, show, summary_lines
-from jaxad.types import Data, Predictions
+from jaxad.report import files, targets
+from jaxad.report.tables import METRICS, plain, show, summary_lines
+
+if TYPE_CHECKING:
+    from jaxad.evaluate import Threshold
+    from jaxad.types import Data, Predictions
 
 __all__ = ["COLUMNS", "Entry", "category", "csv_rows", "mean", "pictures", "plain", "show", "summary_lines", "write"]
 
@@ -50,19 +50,24 @@ def category(
     test: Predictions,
     *,
     fit_seconds: float,
+    stages: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> Entry:
     """Measures one category and draws its pictures.
 
     Args:
-      config: the resolved config as nested dicts; `seed`, `threshold`, `eval.metrics` and `report` are read.
+      config: the resolved config as nested dicts; `seed`, `threshold`, `eval`, `data` and `report` are read, and what
+        `targets.column` looks at.
       data: the category, open.
       normals: predictions of split `evaluate.threshold_split(data.spec)`, which set the threshold.
       test: predictions of split 'test'.
       fit_seconds: wall time of training.
+      stages: {stage: metrics after it}, where several stages predict.
 
     Raises:
       UserError: a file cannot be written; a rule or mode that does not exist.
     """
+    from jaxad import evaluate  # in the functions: python -m jaxad.report answers without jax
+
     spec = data.spec
     limit = evaluate.threshold(normals, source=evaluate.threshold_split(spec), **config["threshold"])
     result = evaluate.category_result(
@@ -72,7 +77,13 @@ def category(
         fit_seconds=fit_seconds,
         metrics_mode=config["eval"]["metrics"],
         seed=config["seed"],
+        stages=stages,
+        # Where anomalies did move, the test set lacks them already.
+        n_drawn=0 if config["data"]["n_anomalies"] else config["eval"]["without_drawn"],
     )
+    paper = targets.of_run(config, spec.dataset, spec.category)
+    if paper:
+        result["paper"] = paper
     drawn = config["report"]
     pictures(
         workdir,
@@ -120,6 +131,9 @@ def pictures(
     Raises:
       UserError: a file cannot be written.
     """
+    from jaxad.report import curves as _curves
+    from jaxad.report import drawing, overlays
+
     workdir = pathlib.Path(workdir)
     overlays.write(workdir / "overlays", category, found, limit, image_of, count)
     if count:
@@ -135,7 +149,7 @@ def write(
     """Writes predictions.csv, then results.json, and returns what results.json holds.
 
     Args:
-      config: its `method` and `seed` are recorded.
+      config: its `method` and `seed` are recorded; `data` and the method's keys say what the paper has for the mean.
       entries: {category: what `category` returned}.
       commit: of the code that ran.
     """
@@ -148,6 +162,9 @@ def write(
         "categories": categories,
         "mean": mean(categories),
     }
+    paper = targets.of_mean(config, list(categories))
+    if paper:
+        results["mean"]["paper"] = paper
     files.write_csv(workdir / "predictions.csv", COLUMNS, [row for entry in entries.values() for row in entry.rows])
     files.write_json(workdir / "results.json", results)
     return results
