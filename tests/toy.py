@@ -98,6 +98,19 @@ def stages(config, spec: DataSpec) -> tuple[Stage, ...]:
     return learn, bank
 
 
+def views(feed, image):
+    """The views of a feed, made by NumPy: 'rotated' is the image upside down, every other op puts a bright square on."""
+    made = {}
+    for view in feed.views:
+        if view.op == "rotated":
+            made[view.name] = image[:, ::-1]
+            continue
+        mask = np.zeros(image.shape[:3], bool)
+        mask[:, : image.shape[1] // 3, image.shape[2] // 4 : image.shape[2] // 2] = True
+        made |= {view.name: np.where(mask[..., None], image.dtype.type(0.9), image), f"{view.name}_mask": mask}
+    return made
+
+
 class ArrayData:
     """`n` random images; with `anomalies`, so many more in the test set that have a bright square."""
 
@@ -137,4 +150,4 @@ class ArrayData:
             place = np.minimum(index, n - 1)
             image = np.where(valid[:, None, None, None], self.images[place], zero)
             mask = self.masks[place] & valid[:, None, None]
-            yield Batch(image, mask, (index >= self.spec.n_train) & valid, index, valid)
+            yield Batch(image, mask, (index >= self.spec.n_train) & valid, index, valid, views(feed, image))

@@ -22,12 +22,15 @@ FIELDS = ("image", "mask", "label", "index", "valid")
 
 
 class Others(NamedTuple):
-    """The training split: normals first, then anomalies. same_split: the batches' own rows are rows of it."""
+    """The training split: normals first, then anomalies. same_split: the batches' own rows are rows of it ·
+    foreground: row -> bool[H, W], where the image shows the object; UserError where the data set does not say.
+    """
 
     fetch: Fetch
     n_normal: int
     n_anomalous: int
     same_split: bool
+    foreground: Callable[[int], np.ndarray]
 
 
 def tensorflow() -> Any:
@@ -97,10 +100,18 @@ def batches(
 
         return from_numpy(call, index, [(tf.uint8, (side, side, 3)), (tf.bool, (side, side))])
 
+    def foreground(index):
+        if not others.same_split:
+            raise UserError("this view needs the object's foreground, which is known of training images alone")
+        others.foreground(0)  # raises now, not in the middle of the first batch
+        (mask,) = from_numpy(lambda i: others.foreground(int(i)), index, [(tf.bool, (side, side))])
+        return mask
+
     def add_views(fields, seeds):
         image = ops.to_float(fields["image"])
         row = fields["index"] if others.same_split else tf.constant(-1, tf.int32)
-        context = ops.Context(row, fields["label"], fields["mask"], others.n_normal, others.n_anomalous, load)
+        counts = others.n_normal, others.n_anomalous
+        context = ops.Context(row, fields["label"], fields["mask"], *counts, load, others.fetch, foreground)
         made = {}
         for view, op, seed in zip(views, resolved, seeds, strict=True):
             named = ops.named(view, op(image, context, seed))

@@ -12,6 +12,7 @@ same batches come from NumPy alone; TensorFlow is imported when the first graph 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -78,6 +79,20 @@ class Pipeline(store.Category):
 
             return one
 
+        @functools.cache
+        def packed(i: int) -> np.ndarray:  # one bit per pixel: as often as it is asked for, it is decoded once
+            row = rows["train"][i]
+            mask = source.foreground(row.split, row.index)
+            if mask is None:
+                raise UserError("the foreground 'xyz' needs data.dataset=mvtec_3d_ad, whose point images show it")
+            return np.packbits(images.resize_mask(mask, *how))
+
+        def foreground(i: int) -> np.ndarray:
+            if i >= len(rows["train"]):  # padding
+                return np.zeros((side, side), bool)
+            return np.unpackbits(packed(i), count=side * side).reshape(side, side).astype(bool)
+
+        self._foreground = foreground
         anomalous = sum(row.record.label for row in parts.test)
         spec = DataSpec(
             dataset=data.dataset,
@@ -127,7 +142,8 @@ class Pipeline(store.Category):
 
         others = None
         if feed.views:
-            others = graph.Others(self.fetcher("train"), *self.counts("train"), feed.split.startswith("train"))
+            counts, same_split = self.counts("train"), feed.split.startswith("train")
+            others = graph.Others(self.fetcher("train"), *counts, same_split, self._foreground)
         shape = len(local), self.spec.image_size
         return graph.batches(read, feed.views, start=start, stop=stop, shape=shape, others=others, as_float=as_float)
 

@@ -27,6 +27,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jaxad.errors import UserError
 from jaxad.flags import nearest
 from jaxad.types import View
@@ -41,7 +43,9 @@ class Context:
 
     index: i32[], the image's row there, -1 for an image of another split · label: bool[], True = a real anomaly moved
     into training · mask: bool[H, W], its mask · n_normal, n_anomalous: training images ·
-    load: i32[] -> (u8[H, W, 3], bool[H, W]), a training image and its mask.
+    load: i32[] -> (u8[H, W, 3], bool[H, W]), a training image and its mask · fetch: the same in NumPy, for constants of
+    the graph, i64[b] -> (u8[b, H, W, 3], bool[b, H, W]) · foreground: i32[] -> bool[H, W], where the training image
+    shows the object; UserError, when the graph is built, where the data set does not say.
     """
 
     index: tf.Tensor
@@ -50,9 +54,20 @@ class Context:
     n_normal: int
     n_anomalous: int
     load: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    foreground: Callable[[tf.Tensor], tf.Tensor] | None = None
+
+    def normals(self, limit: int = 64) -> np.ndarray:
+        """u8[n, H, W, 3], up to `limit` training normals, evenly spaced; read now, while the graph is built."""
+        n = min(limit, self.n_normal)
+        return self.fetch(np.arange(n) * self.n_normal // n)[0]
 
     def draw(self, seed: tf.Tensor) -> tf.Tensor:
         """f32[H, W, 3], a normal image drawn uniformly from all but this one. UserError if there is no other."""
+        return to_float(self.load(self.draw_row(seed))[0])
+
+    def draw_row(self, seed: tf.Tensor) -> tf.Tensor:
+        """i32[], the row of the image that `draw` gives."""
         import tensorflow as tf
 
         if self.n_normal < 2:
@@ -61,8 +76,7 @@ class Context:
         here = (self.index >= 0) & (self.index < self.n_normal)
         others = tf.where(here, self.n_normal - 1, self.n_normal)
         j = tf.random.stateless_uniform((), seed, 0, others, tf.int32)
-        j += tf.cast(here & (j >= self.index), tf.int32)
-        return to_float(self.load(j)[0])
+        return j + tf.cast(here & (j >= self.index), tf.int32)
 
     def draw_anomaly(self, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(f32[H, W, 3], bool[H, W]), a real anomaly of the training split and its mask, drawn uniformly."""
@@ -89,15 +103,30 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
 
 
-def rotated(image: tf.Tensor, context: Context, seed: tf.Tensor, *, degrees: float = 15.0) -> tf.Tensor:
-    """u8[H, W, 3]: the image turned about its centre by an angle uniform in [-degrees, degrees].
+def rotated(
+    image: tf.Tensor, context: Context, seed: tf.Tensor, *, degrees: float = 15.0, mode: str = "small"
+) -> tf.Tensor:
+    """u8[H, W, 3]: the image turned about its centre. UserError, when the graph is built, for another mode.
 
+    mode 'small': by an angle uniform in [-degrees, degrees] · 'any': in [-180, 180] · 'k90': by 90, 180 or 270 degrees,
+    each as likely; exact, for square images, no pixel is interpolated.
     Bilinear; beyond the border the nearest pixel is repeated, for black corners would be an anomaly learnt as normal.
     """
     import tensorflow as tf
 
+    if mode not in ROTATIONS:
+        raise UserError(f"op 'rotated': mode={mode!r} is unknown{nearest(mode, ROTATIONS)}; use {', '.join(ROTATIONS)}")
+    if mode == "k90":
+        if image.shape[0] != image.shape[1]:
+            raise UserError(f"op 'rotated': mode='k90' needs square images, these are {image.shape[0]}x{image.shape[1]}")
+        quarters = tf.random.stateless_uniform((), seed, 1, 4, tf.int32)
+        return tf.ensure_shape(to_uint8(tf.image.rot90(image, quarters)), image.shape)
+    degrees = 180.0 if mode == "any" else degrees
     angle = tf.random.stateless_uniform((), seed, -1.0, 1.0) * (degrees * 3.141592653589793 / 180.0)
     return to_uint8(turn(image, angle))
+
+
+ROTATIONS = ("small", "k90", "any")
 
 
 def turn(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
@@ -121,17 +150,21 @@ def turn(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
     )[0]
 
 
-OPS: dict[str, Callable] = {"rotated": rotated}
+# A function, or where it is: ops that import much are imported when they are asked for.
+OPS: dict[str, Callable | str] = {
+    "rotated": rotated,
+    "nsa": "jaxad.data.synthesis.nsa:nsa",
+    "real_anomaly": "jaxad.data.synthesis.real:real_anomaly",
+}
 
 
 def resolve(view: View) -> Callable:
     """The op of a view as `f(image, context, seed)`, its options bound. UserError for an unknown op or option."""
-    module, colon, name = view.op.partition(":")
-    if not colon:
-        if view.op not in OPS:
-            raise UserError(f"view {view.name!r}: no op {view.op!r}{nearest(view.op, list(OPS))}")
-        op = OPS[view.op]
-    else:
+    op = view.op if ":" in view.op else OPS.get(view.op)
+    if op is None:
+        raise UserError(f"view {view.name!r}: no op {view.op!r}{nearest(view.op, list(OPS))}")
+    if isinstance(op, str):
+        module, _, name = op.partition(":")
         try:
             op = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:

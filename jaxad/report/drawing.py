@@ -1,20 +1,24 @@
-"""What the pictures share: fonts, outlines, the fixed colour scale and its bar. Pillow and NumPy, no figure each."""
+"""What the report's pictures share: the fixed colour scale and its bar, and what all pictures are made of."""
 
 from __future__ import annotations
 
 import functools
-import io
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from PIL import Image, ImageDraw
 
+from jaxad.drawing import FAINT, INK, PAPER, font
+from jaxad.drawing import TRUTH as TRUTH
+from jaxad.drawing import outline as outline
+from jaxad.drawing import photo as photo
+from jaxad.drawing import png as png
+from jaxad.drawing import shorten as shorten
+from jaxad.drawing import shrink_mask as shrink_mask
+from jaxad.drawing import tile_size as tile_size
 from jaxad.evaluate import Threshold
 
-INK, FAINT, PAPER = (24, 28, 33), (110, 117, 125), (255, 255, 255)
-TRUTH, FOUND = (0, 220, 130), (255, 66, 77)  # outline of the ground truth, contour at the pixel threshold
+FOUND = (255, 66, 77)  # contour at the pixel threshold
 BADGES = {"miss": (176, 58, 0), "false_alarm": (150, 20, 70), "hit": (0, 112, 74), "pass": (72, 84, 98)}
 MEANING = {
     "miss": "anomalous, called normal",
@@ -49,37 +53,6 @@ def palette() -> np.ndarray:
     return np.round(255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8)
 
 
-@functools.cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which travels with matplotlib: the same letters on every machine."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", name)
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def shorten(text: str, width: int, face: ImageFont.FreeTypeFont) -> str:
-    """`text`, its middle left out where it is wider than `width` pixels."""
-    if face.getlength(text) <= width:
-        return text
-    half = len(text) // 2
-    while half > 1 and face.getlength(f"{text[:half]}…{text[-half:]}") > width:
-        half -= 1
-    return f"{text[:half]}…{text[-half:]}"
-
-
-def tile_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """(width, height) of a tile whose longer side is `side`, as Pillow counts them."""
-    factor = side / max(height, width)
-    return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def photo(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """image: u8[H, W, 3]."""
-    return Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC)
-
-
 def heat(values: np.ndarray, scale: Scale, size: tuple[int, int]) -> Image.Image:
     """values: f32[H, W], coloured on the fixed scale."""
     return Image.fromarray(palette()[levels(resample(values, size), scale)])
@@ -93,31 +66,6 @@ def levels(values: np.ndarray, scale: Scale) -> np.ndarray:
 def resample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """f32[H, W] -> f32 at the size of a tile."""
     return np.asarray(Image.fromarray(np.asarray(values, np.float32)).resize(size, Image.Resampling.BILINEAR))
-
-
-def shrink_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool[H, W] -> bool at the size of a tile; a defect one pixel wide stays visible when made smaller."""
-    return np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)) > 0
-
-
-def outline(tile: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
-    """A line around `mask: bool[h, w]`, with a dark rim so that it shows on any ground; along the border where cut."""
-    if not mask.any():
-        return tile
-    pixels = np.array(tile)
-    wide = ndimage.binary_dilation(mask, _disk(3))
-    line = ndimage.binary_dilation(mask, _disk(2)) & ~mask
-    frame = np.ones_like(mask)
-    frame[2:-2, 2:-2] = False
-    line |= mask & frame
-    pixels[wide & ~mask] = (0, 0, 0)
-    pixels[line] = colour
-    return Image.fromarray(pixels)
-
-
-def _disk(radius: int) -> np.ndarray:
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return x * x + y * y <= radius * radius + 1
 
 
 def colour_bar(draw: ImageDraw.ImageDraw, scale: Scale, left: int, top: int, height: int) -> None:
@@ -148,10 +96,3 @@ def badge(draw: ImageDraw.ImageDraw, left: int, top: int, outcome: str, size: in
     draw.rounded_rectangle([left, top, right, top + size + 8], 4, fill=BADGES[outcome])
     draw.text(((left + right) / 2, top + size / 2 + 4), text, PAPER, face, anchor="mm")
     return right
-
-
-def png(picture: Image.Image) -> bytes:
-    """Encoded quickly; the same picture gives the same bytes."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxad.types import UserError
+from jaxad.errors import UserError
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> pathlib.Path:

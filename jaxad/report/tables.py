@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from jaxad.evaluate import METRICS
+from jaxad.report import targets
 
 HEADINGS = {
     "image_auroc": "AUROC",
@@ -19,6 +19,7 @@ HEADINGS = {
     "aupro_0.05": "PRO.05",
     "iou_max": "IoUmax",
 }
+METRICS = tuple(HEADINGS)  # evaluate.METRICS, without importing jax
 SUMMARY = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO@0.3"}
 Row = tuple[str, ...]
 
@@ -44,9 +45,11 @@ def _cells(values: Mapping[str, Any]) -> Row:
 
 
 def footnotes(results: Mapping[str, Any]) -> list[str]:
-    """Under the table: intervals, thresholds and what they let pass, time, and the reason of each 'n/a'."""
+    """Under the table: what the paper has, intervals, thresholds and what they let pass, time, reasons of 'n/a'."""
     lines = []
     for category, result in results["categories"].items():
+        paper = targets.line(result, results["method"])
+        lines += [f"{category}: {paper}"] if paper else []
         interval = result["image_auroc_ci95"]
         if interval is not None:
             lines.append(f"{category}: image AUROC 95 % interval {interval[0]:.4f} to {interval[1]:.4f} (bootstrap)")
@@ -56,6 +59,8 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
             f"predicts in {result['predict_ms_per_image']:.1f} ms per image"
         )
         lines += [f"{category}: {note}" for note in group_notes(result["notes"])]
+    paper = targets.line(results["mean"], results["method"])
+    lines += [f"mean: {paper}"] if paper and len(results["categories"]) > 1 else []
     lines += [f"mean: {note}" for note in group_notes(results["mean"].get("notes", {}))]
     return lines
 

@@ -1,0 +1,277 @@
+"""The paper's numbers: they are what the tables print, and they stand beside the runs that they belong to only."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections import defaultdict
+
+import pytest
+
+from jaxad import evaluate, report
+from jaxad.flags import load
+from jaxad.report import __main__ as command
+from jaxad.report import tables, targets
+from jaxad.report.targets import Column
+
+ROOT = pathlib.Path(__file__).parents[2]
+ALL = targets.read("siamese_unet")
+
+
+def values(table, method, metric):
+    """{category: value} of one column."""
+    return {t.category: t.value for t in ALL if (t.table, t.method, t.metric) == (table, method, metric)}
+
+
+def config(method="siamese_unet", dataset="mvtec_ad", **own):
+    data = {"dataset": dataset, "n_shot": own.pop("n_shot", 0), "source": own.pop("source", "")}
+    data["n_anomalies"] = own.pop("n_anomalies", 10)
+    return {"method": method, "seed": 0, "data": data, method: {"anomalies": "real", **own}}
+
+
+def test_every_table_has_its_classes_methods_and_cells_once():
+    assert len(set((t.table, t.setting, t.category, t.method, t.metric) for t in ALL)) == len(ALL)
+    classes = {table: {t.category for t in ALL if t.table == table} - {"average"} for table in (1, 2, 3, 4)}
+    assert [len(classes[table]) for table in (1, 2, 3, 4)] == [15, 0, 10, 0]
+    assert {t.dataset for t in ALL if t.table < 3} == {"mvtec_ad"}
+    assert {t.dataset for t in ALL if t.table > 2} == {"mvtec_3d_ad"}
+    for table, n in ((1, 15), (3, 10)):
+        for method in ("ours_r", "ours_s", "rd"):
+            for metric in ("image_auroc", "pixel_auroc"):
+                assert len(values(table, method, metric)) == n + 1
+    ablations = {(t.setting, t.method) for t in ALL if t.table == 4}
+    assert {method for setting, method in ablations if setting == "ablation_right"} == {"cbam", "cpam"}
+    left = {"wo_cpam", "wo_finetune", "wo_contrastive", "ours"}
+    assert {method for setting, method in ablations if setting == "ablation_left"} == left
+    assert {t.metric for t in ALL} == set(targets.METRICS) and all(40 < t.value <= 100 for t in ALL)
+
+
+@pytest.mark.parametrize(
+    "table, method, metric, category, value",
+    [
+        (1, "ours_r", "image_auroc", "screw", 100.0),
+        (1, "ours_s", "pixel_auroc", "tile", 99.5),
+        (1, "rd", "pixel_auroc", "carpet", 97.0),
+        (1, "fastflow", "image_auroc", "toothbrush", 94.4),
+        (2, "ours_r", "pixel_auroc", "average", 97.3),
+        (3, "ours_r", "image_auroc", "peach", 81.3),
+        (3, "ours_s", "pixel_auroc", "foam", 82.9),
+        (4, "wo_contrastive", "aupro_0.3", "average", 95.2),
+    ],
+)
+def test_single_cells_are_those_of_the_paper(table, method, metric, category, value):
+    assert values(table, method, metric).get(category) == value
+
+
+def test_printed_averages_are_those_of_their_rows_except_where_a_note_says_what_these_give():
+    columns = defaultdict(dict)
+    for target in ALL:
+        if target.table in (1, 3):
+            columns[target.table, target.method, target.metric][target.category] = target
+    slips = {}
+    for key, column in columns.items():
+        average = column.pop("average", None)
+        if average is None or not column:
+            assert average is None or average.note == "no rows printed"
+            continue
+        assert len(column) == {1: 15, 3: 10}[key[0]]
+        mean = sum(target.value for target in column.values()) / len(column)
+        if abs(mean - average.value) > 0.05 + 1e-9:
+            slips[key] = (average.value, round(mean, 1))
+            assert average.note == f"rows give {mean:.1f}"
+        else:
+            assert average.note == ""
+    assert slips == {
+        (1, "rd", "pixel_auroc"): (97.9, 97.7),
+        (1, "ours_s", "pixel_auroc"): (98.6, 98.0),
+        (3, "rd", "pixel_auroc"): (98.8, 98.9),
+        (3, "ours_s", "pixel_auroc"): (95.4, 96.3),
+    }
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (config(), Column("siamese_unet", "full", "ours_r")),
+        (config(anomalies="synthetic"), Column("siamese_unet", "full", "ours_s")),
+        (config(n_shot=16), Column("siamese_unet", "16_shot", "ours_r")),
+        (config(n_shot=5), None),
+        (config(n_anomalies=5), None),
+        (config(anomalies="synthetic", n_anomalies=0), Column("siamese_unet", "full", "ours_s")),
+        (config(attention="none"), Column("siamese_unet", "ablation_left", "wo_cpam")),
+        (config(attention="none", anomalies="synthetic"), None),
+        (config(attention="cbam"), None),  # the paper's cbam is not finetuned
+        (config(attention="cbam", deviation=False), Column("siamese_unet", "ablation_right", "cbam")),
+        (config(deviation=False), Column("siamese_unet", "ablation_left", "wo_finetune")),
+        (config(contrastive=False), Column("siamese_unet", "ablation_left", "wo_contrastive")),
+        (config("reverse_distillation"), Column("siamese_unet", "full", "rd")),
+        (config("reverse_distillation", n_shot=16), Column("siamese_unet", "16_shot", "rd")),
+        (config("patchcore"), None),
+        (config("my_package.siamese_unet"), None),
+    ],
+)
+def test_a_run_is_compared_with_its_own_column_or_with_none(given, expected):
+    assert targets.column(given) == expected
+
+
+@pytest.mark.parametrize(
+    "variant, expected", [("r", "ours_r"), ("s", "ours_s"), ("r+16shot", "ours_r"), ("", "ours_s")]
+)
+def test_the_variants_of_the_papers_config_are_its_columns(variant, expected):
+    of = targets.column(load(f"{ROOT}/configs/siamese_unet.py:{variant}").to_dict())
+    assert of == Column("siamese_unet", "16_shot" if "16shot" in variant else "full", expected)
+
+
+def test_a_run_on_other_data_shows_nothing():
+    for dataset in ("folder", "demo", "visa"):
+        assert targets.of_run(config(dataset=dataset), dataset, "screw") is None
+        assert targets.of_mean(config(dataset=dataset), ["screw"]) is None
+    assert targets.of_run(config(), "mvtec_ad", "bolt") is None
+    assert targets.of_run(config(), "mvtec_3d_ad", "screw") is None  # the other table's class
+    assert targets.read("patchcore") == ()
+
+
+def test_the_mean_stands_beside_the_mean_of_the_same_rows_not_the_printed_average():
+    found = targets.of_mean(config(anomalies="synthetic"), ["screw", "tile"])
+    assert (found["image_auroc"], found["pixel_auroc"]) == (0.983, 0.9945)
+    assert targets.of_mean(config(), ["screw", "bolt"]) is None
+    classes = sorted(set(values(1, "rd", "image_auroc")) - {"average"})
+    whole = targets.of_mean(config(anomalies="synthetic"), classes)
+    assert round(whole["pixel_auroc"], 4) == 0.98  # printed: 98.6
+
+
+def test_what_is_printed_as_an_average_only_needs_all_classes():
+    classes = sorted(set(values(1, "rd", "image_auroc")) - {"average"})
+    assert targets.of_mean(config(n_shot=16), classes)["image_auroc"] == 0.951
+    assert targets.of_mean(config(n_shot=16), classes[1:]) is None
+    assert targets.of_run(config(n_shot=16), "mvtec_ad", "screw") is None
+    classes = sorted(set(values(3, "rd", "image_auroc")) - {"average"})
+    ablated = targets.of_mean(config(dataset="mvtec_3d_ad", attention="none"), classes)
+    assert (ablated["image_auroc"], ablated["aupro_0.3"], ablated["table"]) == (0.858, 0.957, 4)
+
+
+def test_the_file_is_found_in_a_clone_and_in_a_wheel(tmp_path, monkeypatch):
+    for folder in (tmp_path / "clone/configs/targets", tmp_path / "prefix/share/jaxad/targets"):
+        monkeypatch.setattr(targets, "__file__", str(tmp_path / "clone/jaxad/report/targets.py"))
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
+        targets.read.cache_clear()
+        assert targets.read("siamese_unet") == ()
+        folder.mkdir(parents=True)
+        (folder / "siamese_unet.csv").write_bytes((ROOT / "configs/targets/siamese_unet.csv").read_bytes())
+        targets.read.cache_clear()
+        assert targets.read("siamese_unet") == ALL
+        (folder / "siamese_unet.csv").unlink()
+    targets.read.cache_clear()
+    monkeypatch.undo()
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    assert [str(path.relative_to(ROOT)) for path in ROOT.glob(shipped["share/jaxad/targets"][0])] == [
+        "configs/targets/siamese_unet.csv"
+    ]
+
+
+def entry(**changes):
+    result = {name: 0.5 for name in evaluate.METRICS} | {"image_auroc": 0.9712, "n_train": 30, "fit_seconds": 2.0}
+    result |= {"n_test_normal": 1, "n_test_anomalous": 1, "predict_ms_per_image": 1.0, "image_auroc_ci95": None}
+    limit = dict(value=1.0, unit="raw score", rule="quantile", quantile=0.9, source="train", n_images=3)
+    return result | {"threshold": limit, "false_alarms": 0, "misses": 0, "defects": {}, "notes": {}} | changes
+
+
+def finished(folder, given, categories=("screw", "tile"), dataset=None):
+    """A run as `report.write` leaves it."""
+    entries = {}
+    for name in categories:
+        paper = targets.of_run(given, dataset or given["data"]["dataset"], name)
+        entries[name] = report.Entry(entry(**({"paper": paper} if paper else {})), [])
+    results = report.write(folder, given, entries, "abc")
+    (folder / "config.json").write_text(json.dumps(given))
+    return results
+
+
+def test_the_paper_stands_under_the_table_and_in_results_json(tmp_path):
+    results = finished(tmp_path, config(anomalies="synthetic"))
+    assert json.loads((tmp_path / "results.json").read_text())["categories"]["screw"]["paper"] == {
+        "image_auroc": 0.975,
+        "pixel_auroc": 0.994,
+        "table": 1,
+        "column": "ours_s",
+        "source": "siamese_unet",
+    }
+    lines = tables.footnotes(results)
+    told = "image AUROC 0.9712, the paper's 0.975; pixel AUROC 0.5000, the paper's 0.994 (Table 1, ours_s)"
+    assert lines[0] == f"screw: {told}"
+    assert any(line.startswith("tile: ") and "looks like a slip" in line for line in lines)
+    assert (
+        "mean: image AUROC 0.9712, the paper's 0.983; pixel AUROC 0.5000, the paper's 0.995 (Table 1, ours_s)" in lines
+    )
+
+
+def test_a_run_on_a_folder_has_no_paper_anywhere(tmp_path):
+    results = finished(tmp_path, config(dataset="folder"))
+    assert "paper" not in (tmp_path / "results.json").read_text()
+    assert "paper" not in tables.plain(results)
+    assert "paper" not in command.text({"r": command.read(str(tmp_path))})
+
+
+def test_the_columns_metrics_are_those_of_evaluate():
+    assert tables.METRICS == evaluate.METRICS
+
+
+def call(*argv):
+    # jax out of reach: the command must not need it
+    script = "import sys, runpy; sys.modules['jax'] = None; runpy.run_module('jaxad.report', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_command_prints_runs_beside_the_paper_without_jax(tmp_path):
+    finished(tmp_path / "a", config(anomalies="synthetic"))
+    finished(tmp_path / "b", config("reverse_distillation"), ["screw"])
+    finished(tmp_path / "c", config("patchcore", "folder"), ["screw"])
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    done = call(a, b, c)
+    assert done.returncode == 0, done.stderr
+    lines = [re.split(r"  +", line) for line in done.stdout.splitlines()]
+    assert lines[0][1:] == ["category", "image AUROC", "paper", "pixel AUROC", "paper", "AUPRO"]
+    assert lines[1] == [a, "screw", "0.9712", "0.975", "0.5000", "0.994", "0.5000"]
+    assert lines[3] == [a, "mean", "0.9712", "0.983", "0.5000", "0.995", "0.5000"]
+    assert lines[4] == [b, "screw", "0.9712", "0.970", "0.5000", "0.996", "0.5000"]
+    assert lines[5] == [c, "screw", "0.9712", "0.5000", "0.5000"]
+    assert f"{a}: siamese_unet, seed 0, commit abc" in done.stdout
+    assert f"{a}: paper: Table 1, ours_s\n" in done.stdout
+    assert f"{b}: paper: siamese_unet's Table 1, rd\n" in done.stdout
+    assert f"{a}: tile: paper: pixel AUROC: out of line" in done.stdout
+
+
+def test_a_run_from_before_the_targets_has_them_too_unless_its_data_is_unknown(tmp_path):
+    given = config()
+    finished(tmp_path, given, ["screw"], dataset="folder")  # 'paper' not in it
+    assert command.read(str(tmp_path))["categories"]["screw"]["paper"]["image_auroc"] == 1.0
+    given["data"]["source"] = "screw.zip"
+    finished(tmp_path, given, ["screw"], dataset="folder")
+    assert "paper" not in command.text({"r": command.read(str(tmp_path))})
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        ([], "no run given"),
+        (["{}/none"], "none' is not the workdir of a finished run: it has no results.json"),
+        (["{}/begun"], "begun' is not the workdir of a finished run: it has no results.json"),
+        (["{}/done", "{}/broken"], "broken/results.json is not readable"),
+        (["{}/done", "--al"], "unknown flag '--al'"),
+        (["{}/other"], "other/results.json is not that of a jaxad run"),
+    ],
+)
+def test_what_is_no_finished_run_is_one_line_and_exit_code_2(tmp_path, capsys, argv, said):
+    finished(tmp_path / "done", config())
+    for name, content in (("begun", None), ("broken", "{"), ("other", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config()))
+        if content:
+            (tmp_path / name / "results.json").write_text(content)
+    assert command.main(["report", *(word.format(tmp_path) for word in argv)]) == 2
+    out, error = capsys.readouterr()
+    assert said in error and len(error.strip().splitlines()) == 1 and not out
