@@ -79,7 +79,9 @@ METHODS = {
             p=0.5,  # what the score of an anomaly should reach
             keep=1.0,  # weight of eq. 1 on normal images in stage 2; 0: the paper's
             masked=False,  # score an anomaly inside its mask only (needs synthetic anomalies, or real ones with masks)
-            deviate=dict(batch_size=8, lr=2e-4, b1=0.9, b2=0.999, clip=1.0),  # the rest as in optim; so many N and A each
+            deviate=dict(
+                batch_size=8, lr=2e-4, b1=0.9, b2=0.999, clip=1.0
+            ),  # the rest as in optim; so many N and A each
             synthesis=dict(  # options of the view 'nsa', see jaxad/data/synthesis; auto, 0, () and -1: the class's own
                 kind="auto",  # auto | object | texture
                 foreground="auto",
@@ -89,6 +91,7 @@ METHODS = {
                 width=(),
                 min_object=-1.0,
                 min_overlap=-1.0,
+                destination="other",  # other: A is another image than N, as from a pool | own: N itself is spoilt
             ),
         ),
     ),
@@ -151,8 +154,8 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 reduction="max",  # max | mean | top1%, where the method has no image score of its own
             ),
             threshold=dict(quantile=0.995),  # of the scores of held-out normals
-            # every: steps · metrics: exact | binned · without_drawn: report also what the metrics are without the anomalies
-            # that data.n_anomalies=N would move into training, to compare with a run that moves them; 0: no
+            # every: steps · metrics: exact | binned · without_drawn: report also what the metrics are without the
+            # anomalies that data.n_anomalies=N would move into training, to compare with a run that moves them; 0: no
             eval=dict(every=0, batch_size=8, metrics="exact", without_drawn=0),
             checkpoint=dict(every=0, keep=2),  # every: steps; 0: at the end of each stage
             mesh=dict(devices=0, platform=""),  # 0: all of them; platform: cpu | gpu | tpu, refused where absent

@@ -273,7 +273,9 @@ def category_result(
     if n_drawn and labels.sum() >= 2 * n_drawn:
         result["without_drawn"] = {"n": n_drawn, **glance(without_drawn(found, seed, n_drawn))}
     elif n_drawn:
-        notes["without_drawn"] = f"eval.without_drawn={n_drawn} is more than half of the {labels.sum()} anomalous images"
+        notes["without_drawn"] = (
+            f"eval.without_drawn={n_drawn} is more than half of the {labels.sum()} anomalous images"
+        )
     defects = {}
     for defect in sorted({record.defect for record in found.records if record.label}):
         of_type = np.array([record.label and record.defect == defect for record in found.records])

@@ -221,11 +221,15 @@ def _check_start(config: ConfigDict, names: dict[str, list[str]]) -> None:
     start = config.start
     for category, stages in names.items() if start.run else ():
         if start.stage not in stages:
-            raise UserError(f"config.start.stage={start.stage!r} is not a stage of {config.method}: {', '.join(stages)}")
+            raise UserError(
+                f"config.start.stage={start.stage!r} is not a stage of {config.method}: {', '.join(stages)}"
+            )
         for stage in stages[: stages.index(start.stage) + 1]:
             folder = os.path.join(start.run, category, stage, "final")
             if not os.path.isdir(folder) or not os.listdir(folder):
-                raise UserError(f"config.start.run={start.run!r} has no finished stage {stage!r} of {category} ({folder})")
+                raise UserError(
+                    f"config.start.run={start.run!r} has no finished stage {stage!r} of {category} ({folder})"
+                )
 
 
 def _keep_time(path: str, test: Predictions, seconds: float) -> Predictions:

@@ -98,8 +98,9 @@ class Feed:
     split: 'train' (moved anomalies after the normals), 'train_normal' (without them), 'holdout' or 'test'.
     shuffle=True: batch n holds positions [n B, (n + 1) B) of an endless stream of per-epoch permutations, all valid.
     shuffle=False: the split once, in index order; the last batch is padded (`valid=False`).
-    replay=(stage, positions): the first `positions` of the stream of that stage, again and again, instead of a stream of
-    its own: the same images in the same order and, under the same name, op and options, the same views. Needs shuffle.
+    replay=(stage, positions): the first `positions` of the stream of that stage, again and again, instead of a stream
+    of its own: the same images in the same order and, under the same name, op and options, the same views. Needs
+    shuffle.
     """
 
     batch_size: int

@@ -99,7 +99,7 @@ def stages(config, spec: DataSpec) -> tuple[Stage, ...]:
 
 
 def views(feed, image):
-    """The views of a feed, made by NumPy: 'rotated' is the image upside down, every other op puts a bright square on."""
+    """The views of a feed, by NumPy: 'rotated' is the image upside down, every other op puts a bright square on."""
     made = {}
     for view in feed.views:
         if view.op == "rotated":

@@ -45,6 +45,10 @@ class Source(Protocol):
         """Image u8[h, w, 3] RGB and mask bool[h, w] (all False where normal or without a mask) of record i."""
         ...
 
+    def foreground(self, split: str, i: int) -> np.ndarray | None:
+        """bool[h, w], where record i shows the object; None where the data set does not say (all but MVTec 3D-AD)."""
+        ...
+
 
 def categories(config: ConfigDict) -> tuple[str, ...]:
     """The categories that `config.data.category` names: one, a comma list, or 'all' that are there.

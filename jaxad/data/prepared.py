@@ -57,6 +57,12 @@ class TfdsSource:
             return image, images.decode_mask(example["mask"], sample.mask)
         return image, np.zeros(image.shape[:2], bool)
 
+    def foreground(self, split: str, i: int) -> np.ndarray | None:
+        example = self._readers[split][i]
+        if "foreground" not in example:
+            return None
+        return images.decode_mask(example["foreground"], self._samples[split][i].path)
+
 
 def open_category(builder: type[AnomalyBuilder], name: str, listing: Listing, cache: Path) -> TfdsSource:
     """The category that `listing` describes, prepared below `cache` if it is not there as it is now.

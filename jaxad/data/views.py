@@ -103,6 +103,9 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
 
 
+ROTATIONS = ("small", "k90", "any")
+
+
 def rotated(
     image: tf.Tensor, context: Context, seed: tf.Tensor, *, degrees: float = 15.0, mode: str = "small"
 ) -> tf.Tensor:
@@ -118,15 +121,12 @@ def rotated(
         raise UserError(f"op 'rotated': mode={mode!r} is unknown{nearest(mode, ROTATIONS)}; use {', '.join(ROTATIONS)}")
     if mode == "k90":
         if image.shape[0] != image.shape[1]:
-            raise UserError(f"op 'rotated': mode='k90' needs square images, these are {image.shape[0]}x{image.shape[1]}")
+            raise UserError(f"op 'rotated': mode='k90' needs square images, not {image.shape[0]}x{image.shape[1]}")
         quarters = tf.random.stateless_uniform((), seed, 1, 4, tf.int32)
         return tf.ensure_shape(to_uint8(tf.image.rot90(image, quarters)), image.shape)
     degrees = 180.0 if mode == "any" else degrees
     angle = tf.random.stateless_uniform((), seed, -1.0, 1.0) * (degrees * 3.141592653589793 / 180.0)
     return to_uint8(turn(image, angle))
-
-
-ROTATIONS = ("small", "k90", "any")
 
 
 def turn(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,5 @@
-"""The contrastive loss of the Siamese U-Net: the restored features of a normal image stay nearer to those of its rotated
-copy than to those of an anomaly.
+"""The contrastive loss of the Siamese U-Net: the restored features of a normal image stay nearer to those of its
+rotated copy than to those of an anomaly.
 
 Source: Lin and Lai, "Siamese U-Net for Image Anomaly Detection and Segmentation with Contrastive Learning", section
 3.2.1, eqs. 6 and 7.
@@ -46,7 +46,7 @@ def similarities(
 ) -> dict[str, Array]:
     """`similarity` of each layer: {layer: f[B, h, w, C]} twice, with the same names -> {layer: f32[B]}.
 
-    stop: 'anchor' lets no gradient reach `normal`, so that the others move and it does not; 'none' (the paper has none).
+    stop: 'anchor' lets no gradient reach `normal`: the others move, it does not; 'none', as in the paper.
     """
     if set(normal) != set(other):
         raise ValueError(f"similarities: one has layers {sorted(normal)}, the other {sorted(other)}")

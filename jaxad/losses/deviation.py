@@ -1,4 +1,4 @@
-"""The deviation loss of the Siamese U-Net: a score per image and layer, near 0 for normal images, at least p for others.
+"""The deviation loss of the Siamese U-Net: a score per image and layer, near 0 for normal images, p or more for others.
 
 Sources: Lin and Lai, "Siamese U-Net for Image Anomaly Detection and Segmentation with Contrastive Learning", section
 3.2.2, eq. 8; Pang et al., "Explainable Deep Few-shot Anomaly Detection with Deviation Networks", arXiv:2108.00462, from

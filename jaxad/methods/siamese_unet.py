@@ -6,7 +6,6 @@ keeps its features of anomalies away from both. Stage 'deviate' (3.2.2): what sc
 0 for normal images and above p for the same anomalies. Anomalies are real ones, moved from the test set, or synthetic.
 
 The three copies of the network in the paper's figure share their weights, so here they are one pass over 3 B images.
-Batches interleave them (normal, rotated, anomaly, normal, ...), so that on several devices no image changes its place.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from jaxad.methods.reverse_distillation import Pair, teacher_student
 from jaxad.models.attention import attention
 from jaxad.models.reverse_distillation import LAYERS
 from jaxad.optim import optimiser
-from jaxad.types import Array, Batch, DataSpec, Feed, Stage, TrainState, Tree, UserError, View
+from jaxad.types import AXIS, Array, Batch, DataSpec, Feed, Stage, TrainState, Tree, UserError, View
 from jaxad.updates import Aux, Update, descend, masked_mean, weighted_sum
 
 BN_STATS = ("normal", "joint", "separate")
@@ -33,7 +32,7 @@ MOMENTUM = 0.9  # of the running moments of 'zscore'
 
 
 def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
-    """'contrast', and 'deviate' unless config.siamese_unet.deviation is off. Raises UserError for what makes no sense."""
+    """'contrast', and 'deviate' unless config.siamese_unet.deviation is off. Raises UserError for options at odds."""
     options, steps = config.siamese_unet, config.train.steps
     _check(options, spec)
     refine = attention(options.attention, features.compute_dtype(config), **options.cpam)
@@ -83,16 +82,16 @@ def _contrast(options: Any, pair: Pair):
             for part in _split(targets, len(branches)):
                 found, stats = pair.answer(params, stats, part)
                 answers.append(found)
-            return _interleave(answers), stats
+            return _join(answers), stats
         mask = None
-        if options.bn_stats == "normal":
-            rows = len(next(iter(targets.values())))
-            mask = jnp.arange(rows) % len(branches) < 2  # N and N_aug
+        if options.bn_stats == "normal" and len(branches) > 1:
+            rows = len(next(iter(targets.values()))) // len(branches)
+            mask = _join([jnp.full(rows, name != "a") for name in branches])
         return pair.answer(params, stats, targets, mask=mask)
 
     def objective(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
         images = [batch.image, *(batch.views[name] for name in ("rotated", "anomaly") if options.contrastive)]
-        targets = pair.teach(state, _interleave(images))
+        targets = pair.teach(state, _join(images))
         answers, stats = answer(params, state.stats["student"], targets)
         wanted, given = _split(targets, len(branches)), _split(answers, len(branches))
         # eq. 1. Never on the anomaly: the student would learn to restore what it should fail at.
@@ -135,22 +134,21 @@ def _deviate(config: Any, pair: Pair) -> Update:
     tx = optimiser(ConfigDict({**config.optim, **own}), config.train.steps.deviate)
 
     def objective(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
-        targets = pair.teach(state, _interleave([batch.image, batch.views["anomaly"]]))
+        targets = pair.teach(state, _join([batch.image, batch.views["anomaly"]]))
         answers, _ = pair.answer(params, state.stats["student"], targets, train=False)
-        rows = 2 * len(batch.image)
-        label = jnp.arange(rows) % 2 == 1
+        label = _join([jnp.zeros_like(batch.label), jnp.ones_like(batch.label)])
         scores = {}
         for layer in LAYERS:
             mask = None
             if options.masked:  # an anomaly by what lies in its mask, a normal image by all of it
                 inside = _shrink(batch.views["anomaly_mask"], targets[layer].shape[1:3])
-                mask = _interleave([jnp.ones_like(inside), inside])
+                mask = _join([jnp.ones_like(inside), inside])
             scores[layer] = deviation.layer_score(targets[layer], answers[layer], options.score, options.k, mask)
         memory = {}
         if options.score == "zscore":
             memory = _moments(state, {layer: _split(score, 2)[0] for layer, score in scores.items()})
             scores = deviation.standardise(scores, memory["mean"], memory["var"])
-        valid = jnp.repeat(batch.valid, 2)
+        valid = _join([batch.valid, batch.valid])
         terms = {"deviation": (1.0, masked_mean(deviation.deviation(scores, label, options.p), valid))}  # eq. 8
         if options.keep:
             # Departure: not in the paper, whose stage 2 can damage localisation (Table 4, third row; Table 3, foam):
@@ -179,22 +177,39 @@ def _moments(state: TrainState, scores: dict[str, Array]) -> dict[str, dict[str,
     return {name: jax.tree.map(moved, dict(state.memory[name]), new[name]) for name in new}
 
 
-def _interleave(parts: Sequence[Tree]) -> Tree:
-    """k trees of [B, ...] -> [k B, ...], row by row: the batch stays split over devices as it was.
+def _shares(rows: int) -> int:
+    """Into how many shares the mesh in force splits a batch."""
+    devices = jax.sharding.get_abstract_mesh().shape.get(AXIS, 1)
+    return devices if rows % devices == 0 else 1
 
-    >>> _interleave([jnp.array([1, 2]), jnp.array([10, 20])]).tolist()
-    [1, 10, 2, 20]
+
+def _join(parts: Sequence[Tree]) -> Tree:
+    """k trees of [B, ...] -> [k B, ...]: end to end within each device's share, so that no row changes its device.
+
+    >>> _join([jnp.array([1, 2]), jnp.array([10, 20])]).tolist()
+    [1, 2, 10, 20]
     """
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:]), *parts)
+
+    def join(*leaves: Array) -> Array:
+        rows, *rest = leaves[0].shape
+        shares = _shares(rows)
+        return jnp.stack([leaf.reshape(shares, -1, *rest) for leaf in leaves], 1).reshape(-1, *rest)
+
+    return jax.tree.map(join, *parts)
 
 
 def _split(tree: Tree, k: int) -> list[Tree]:
-    """The inverse of `_interleave`.
+    """The inverse of `_join`.
 
-    >>> [part.tolist() for part in _split(jnp.array([1, 10, 2, 20]), 2)]
+    >>> [part.tolist() for part in _split(jnp.array([1, 2, 10, 20]), 2)]
     [[1, 2], [10, 20]]
     """
-    return [jax.tree.map(lambda leaf, i=i: leaf.reshape(-1, k, *leaf.shape[1:])[:, i], tree) for i in range(k)]
+
+    def part(leaf: Array, i: int) -> Array:
+        rows, *rest = leaf.shape
+        return leaf.reshape(_shares(rows // k), k, -1, *rest)[:, i].reshape(-1, *rest)
+
+    return [jax.tree.map(lambda leaf, i=i: part(leaf, i), tree) for i in range(k)]
 
 
 def _shrink(mask: Array, grid: tuple[int, int]) -> Array:

@@ -55,7 +55,7 @@ def channel_attention(x: Array, softmax: str = "danet", temperature: Array | flo
     >>> channel_attention(x, "plain").round(2).tolist() == x.tolist()
     True
     """
-    _choose(softmax, CHANNEL_SOFTMAXES, "channel_softmax")
+    _choose(softmax, CHANNEL_SOFTMAXES, "cpam.channel_softmax")
     wide = _wide(x)
     tokens = x
     if softmax == "cosine":
@@ -116,7 +116,7 @@ def fuse(x: Array, f_c: Array, f_p: Array, fusion: str = "mul_rms") -> Array:
     >>> fuse(x, x, x, "mul").tolist(), [round(float(v), 2) for v in fuse(x, 3 * x, 9 * x, "mul_rms")[0]]
     ([[1.0, 343.0]], [0.04, 13.72])
     """
-    _choose(fusion, FUSIONS, "fusion")
+    _choose(fusion, FUSIONS, "cpam.fusion")
     wide = _wide(x)
     value, f_c, f_p = (array.astype(wide) for array in (x, f_c, f_p))
     if fusion == "sum":
@@ -243,12 +243,12 @@ def attention(name: str, dtype=None, **options) -> Callable[..., nn.Module] | No
     unknown = set(options) - ({field.name for field in dataclasses.fields(CPAM)} - {"name", "parent"})
     if unknown:
         raise TypeError(f"CPAM has no field {', '.join(sorted(unknown))}")
-    _choose(options.get("fusion", CPAM.fusion), FUSIONS, "fusion")
-    _choose(options.get("channel_softmax", CPAM.channel_softmax), CHANNEL_SOFTMAXES, "channel_softmax")
+    _choose(options.get("fusion", CPAM.fusion), FUSIONS, "cpam.fusion")
+    _choose(options.get("channel_softmax", CPAM.channel_softmax), CHANNEL_SOFTMAXES, "cpam.channel_softmax")
     for option, least in (("block", 0), ("kv_pool", 1), ("value_reduction", 1)):
         value = options.get(option, getattr(CPAM, option))
         if value < least:
-            raise UserError(f"config.siamese_unet.{option} is {value}; set it to {least} or more")
+            raise UserError(f"config.siamese_unet.cpam.{option} is {value}; set it to {least} or more")
     if name == "none":
         return None
     return functools.partial(CPAM, dtype=dtype, **options) if name == "cpam" else functools.partial(CBAM, dtype=dtype)

@@ -84,7 +84,7 @@ class Decoder(nn.Module):
 class Student(nn.Module):
     """OCBE and decoder in one: the teacher's {'layer1', 'layer2', 'layer3'} -> the same names and shapes.
 
-    attention, attention_at: the decoder's · mask: bool[B], the rows that BatchNorm takes its statistics from; None: all.
+    attention, attention_at: the decoder's · mask: bool[B], the rows BatchNorm takes its statistics from; None: all.
     """
 
     architecture: Architecture

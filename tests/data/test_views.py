@@ -50,6 +50,39 @@ def test_rotated_repeats_the_border_instead_of_black():
     assert views.rotated(white, context(), seed(3), degrees=45.0).numpy().min() == 255
 
 
+def test_rotated_by_quarters_is_exact_and_never_the_image_itself():
+    image = np.random.default_rng(2).integers(0, 256, (12, 12, 3), np.uint8)
+    turned = [views.rotated(image / np.float32(255), context(), seed(n), mode="k90").numpy() for n in range(60)]
+    counts = [sum(np.array_equal(t, np.rot90(image, quarters)) for t in turned) for quarters in range(4)]
+    assert counts[0] == 0 and sum(counts) == 60 and min(counts[1:]) >= 8
+
+
+def test_rotated_by_any_angle_is_the_small_rotation_with_180_degrees():
+    image = tf.constant(np.random.default_rng(3).random((16, 16, 3)), tf.float32)
+    for n in range(5):
+        ours = views.rotated(image, context(), seed(n), mode="any")
+        assert np.array_equal(ours, views.rotated(image, context(), seed(n), degrees=180.0))
+        assert not np.array_equal(ours, views.rotated(image, context(), seed(n)))
+
+
+def test_rotated_draws_the_same_as_before_it_had_modes():
+    # Literal values: a resumed or repeated run must not change with this code.
+    image = tf.constant(np.arange(48, dtype=np.float32).reshape(4, 4, 3) / 48)
+    assert views.rotated(image, context(), seed(1), degrees=30.0).numpy()[..., 0].tolist() == [
+        [13, 28, 67, 101],
+        [30, 73, 116, 158],
+        [81, 123, 166, 209],
+        [138, 172, 211, 226],
+    ]
+
+
+def test_rotated_refuses_unknown_modes_and_quarters_of_oblong_images():
+    with pytest.raises(UserError, match="mode='k45' .*'k90'.* use small, k90, any"):
+        views.rotated(tf.ones((4, 4, 3)), context(), seed(0), mode="k45")
+    with pytest.raises(UserError, match="square images, not 4x6"):
+        views.rotated(tf.ones((4, 6, 3)), context(), seed(0), mode="k90")
+
+
 def test_a_seed_gives_one_result_and_another_seed_another():
     image = tf.constant(np.random.default_rng(1).random((16, 16, 3)), tf.float32)
     one, same, other = (views.rotated(image, context(), seed(n)).numpy() for n in (1, 1, 2))

@@ -35,7 +35,9 @@ def test_mean_and_literal_are_what_they_say():
     expected = [slow_distances(teacher[b], student[b]).mean() for b in range(3)]
     np.testing.assert_allclose(layer_score(teacher, student, "mean"), expected, atol=1e-6)
     np.testing.assert_allclose(layer_score(teacher, student, "literal"), student.mean((1, 2, 3)), rtol=1e-5)
-    np.testing.assert_array_equal(layer_score(0 * teacher, student, "literal"), layer_score(teacher, student, "literal"))
+    np.testing.assert_array_equal(
+        layer_score(0 * teacher, student, "literal"), layer_score(teacher, student, "literal")
+    )
 
 
 def test_the_paper_constants_give_205_52_and_13_positions():
@@ -67,9 +69,7 @@ def test_eq_8_equals_slow_loops():
     rng = np.random.default_rng(3)
     scores = {f"layer{i}": np.float32(rng.normal(0.3, 0.4, 5)) for i in (1, 2, 3)}  # negative ones too: z-scores
     label = np.array([False, True, False, True, True])
-    expected = [
-        np.mean([max(0.0, 0.5 - s[b]) if label[b] else abs(s[b]) for s in scores.values()]) for b in range(5)
-    ]
+    expected = [np.mean([max(0.0, 0.5 - s[b]) if label[b] else abs(s[b]) for s in scores.values()]) for b in range(5)]
     np.testing.assert_allclose(deviation(scores, label, 0.5), expected, atol=1e-6)
 
 

@@ -124,7 +124,7 @@ def test_three_attentions_stand_before_the_decoder_layers_of_one_network(started
     _, state, _ = started
     decoder = state.params["student"]["decoder"]
     assert {name for name in decoder if name.startswith("attention")} == {"attention1", "attention2", "attention3"}
-    sizes = [decoder[f"attention{i}"]["value"]["kernel"].shape[-1] for i in (1, 2, 3)]
+    sizes = [decoder[f"attention{i}"]["value_conv"]["kernel"].shape[-1] for i in (1, 2, 3)]
     assert sizes == [128, 64, 32]  # phi, S_3, S_2 of a network of base 16
     assert set(state.params) == {"student"} and set(state.frozen) == {"teacher"}
 
@@ -162,9 +162,7 @@ def test_the_losses_of_stage_1_are_eqs_1_6_and_7(started):
     def part(tree, i):
         return {layer: np.asarray(tree[layer][i * ROWS : (i + 1) * ROWS]) for layer in LAYERS}
 
-    cossim = np.mean(
-        [distillation.distillation(part(teacher, i), part(answers, i), layers="mean") for i in (0, 1)]
-    )
+    cossim = np.mean([distillation.distillation(part(teacher, i), part(answers, i), layers="mean") for i in (0, 1)])
     hinge = np.mean(contrastive.contrastive(*(part(answers, i) for i in range(3)), margin=0.2))
     assert float(metrics["cossim"]) == pytest.approx(cossim, rel=1e-3)
     assert float(metrics["contrastive"]) == pytest.approx(hinge, rel=1e-3)
@@ -199,7 +197,9 @@ def test_the_teacher_and_the_target_of_restoration_never_move(started, contraste
         jax.tree.map(np.testing.assert_array_equal, after.frozen, state.frozen)
 
     def loss(frozen):
-        return started[0][0].update.apply(state.replace(frozen=frozen), batch_of(0), jax.random.key(0))[1]["student/loss"]
+        return started[0][0].update.apply(state.replace(frozen=frozen), batch_of(0), jax.random.key(0))[1][
+            "student/loss"
+        ]
 
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.grad(loss)(state.frozen)))
 
@@ -269,8 +269,10 @@ def test_without_attention_contrast_and_deviation_it_is_reverse_distillation_up_
     theirs = other.update.init(other.init(jax.random.key(7), SPEC, None))
     jax.tree.map(np.testing.assert_array_equal, state.params, theirs.params)
     batch = batch_of(1)
-    mine, found = (update(s, batch, jax.random.key(0)) for update, s in (
-        (jax.jit(stage.update.apply), state), (jax.jit(other.update.apply), theirs)))
+    mine, found = (
+        update(s, batch, jax.random.key(0))
+        for update, s in ((jax.jit(stage.update.apply), state), (jax.jit(other.update.apply), theirs))
+    )
     assert 3 * float(mine[1]["student/loss"]) == pytest.approx(float(found[1]["student/loss"]), rel=1e-5)
     np.testing.assert_allclose(stage.predict(state, batch).pixel, other.predict(theirs, batch).pixel, rtol=1e-5)
 

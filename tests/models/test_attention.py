@@ -428,11 +428,11 @@ def test_a_wrong_choice_is_refused_with_the_key_and_what_is_allowed():
     with pytest.raises(UserError, match="'senet'.*config.siamese_unet.attention to cpam, cbam, none"):
         attention("senet")
     for name in ("cpam", "cbam", "none"):  # a bad value must not wait for the day that CPAM is chosen
-        with pytest.raises(UserError, match="'add'.*config.siamese_unet.fusion to mul_rms, mul, gated, sum"):
+        with pytest.raises(UserError, match="'add'.*config.siamese_unet.cpam.fusion to mul_rms, mul, gated, sum"):
             attention(name, fusion="add")
-        with pytest.raises(UserError, match="config.siamese_unet.channel_softmax to danet, plain, cosine"):
+        with pytest.raises(UserError, match="config.siamese_unet.cpam.channel_softmax to danet, plain, cosine"):
             attention(name, channel_softmax="sparse")
-        with pytest.raises(UserError, match="config.siamese_unet.kv_pool is 0; set it to 1 or more"):
+        with pytest.raises(UserError, match="config.siamese_unet.cpam.kv_pool is 0; set it to 1 or more"):
             attention(name, kv_pool=0)
         with pytest.raises(TypeError, match="CPAM has no field heads"):
             attention(name, heads=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 from jaxad.data import images
 from jaxad.data.builders.base import AnomalyBuilder, check_size, configs, read
 from jaxad.data.listing import NORMAL, Listing, Sample, finish, folders_in, images_in, pair_masks
+from jaxad.data.synthesis.xyz import standing_out
 from jaxad.errors import UserError
 
 CATEGORIES = ("bagel", "cable_gland", "carrot", "cookie", "dowel", "foam", "peach", "potato", "rope", "tire")
@@ -20,11 +22,14 @@ CATEGORIES = ("bagel", "cable_gland", "carrot", "cookie", "dowel", "foam", "peac
 class Mvtec3dAd(AnomalyBuilder):
     """`CATEGORY/{train,validation,test}/{good,<defect>}/{rgb/*.png, xyz/*.tiff, gt/*.png}`, the same stem in the three.
 
-    Has one more feature: valid u8[h, w, 1], 255 where the sensor measured a point (xyz is not all zero there).
+    Has two more features: valid u8[h, w, 1], 255 where the sensor measured a point (xyz is not all zero there), and
+    foreground u8[h, w, 1], 255 on the object by `jaxad.data.synthesis.xyz.standing_out`; xyz is taken to be in metres.
     The split 'validation' holds normal images only.
     """
 
     name = "mvtec_3d_ad"
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version.", "1.1.0": "The feature foreground."}
     CATEGORIES = CATEGORIES
     BUILDER_CONFIGS = configs(CATEGORIES, "MVTec 3D-AD")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -59,10 +64,15 @@ class Mvtec3dAd(AnomalyBuilder):
         return finish(root, category, splits, problems)
 
     def _features(self):
-        return super()._features() | {"valid": tfds.features.Image(shape=(None, None, 1), encoding_format="png")}
+        mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        return super()._features() | {"valid": mask, "foreground": mask}
 
     def _more(self, root: Path, sample: Sample, size: tuple[int, int]):
-        return {"valid": images.encode_png((_points(root, sample, size) != 0).any(axis=2))}
+        points = _points(root, sample, size)
+        return {
+            "valid": images.encode_png((points != 0).any(axis=2)),
+            "foreground": images.encode_png(standing_out(points)),
+        }
 
     @classmethod
     def check_more(cls, root: Path, sample: Sample, size: tuple[int, int]) -> None:

@@ -35,12 +35,13 @@ def by_brightness(image: tf.Tensor, background: tuple[tuple[float, float], ...],
 
 
 def majority(mask: tf.Tensor, size: int) -> tf.Tensor:
-    """bool[H, W], its median over size x size pixels, size odd, border pixels repeated. Exact: a median of yes and no
-    is what most say.
+    """bool[H, W], its median over size x size pixels, size odd and at most 15, border pixels repeated.
+
+    Exact: the median of yes and no is what most say.
     """
     import tensorflow as tf
 
-    count, reach = tf.cast(mask, tf.uint8), size // 2  # 49 votes at most, so bytes are enough
+    count, reach = tf.cast(mask, tf.uint8), size // 2  # at most 225 votes: bytes are enough
     for axis in (0, 1):
         n = mask.shape[axis]
         first, last = (count[:1], count[-1:]) if axis == 0 else (count[:, :1], count[:, -1:])
@@ -76,10 +77,11 @@ def border(shape: tuple[int, ...]) -> np.ndarray:
 def otsu(histogram: np.ndarray) -> float:
     """The threshold between two levels of i64[256] that parts it into the two classes farthest apart (Otsu 1979).
 
-    0.5 where there is one level: then nothing is larger than the threshold.
+    Where a gap between the classes lets many thresholds part them alike, its middle: other images are noisier.
+    Where there is one level only, nothing is larger than the threshold.
 
     >>> otsu(np.bincount([3, 4, 4, 90, 91], minlength=256))
-    4.5
+    47.0
     """
     levels = np.arange(len(histogram))
     below = np.cumsum(histogram)[:-1].astype(np.float64)
@@ -88,4 +90,7 @@ def otsu(histogram: np.ndarray) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = below * above * (moment[:-1] / below - (moment[-1] - moment[:-1]) / above) ** 2
     apart = np.nan_to_num(apart, nan=0.0, posinf=0.0)
-    return float(np.argmax(apart)) + 0.5
+    if not apart.any():  # one level: nothing to part, so everything is at or below the threshold
+        return float(np.flatnonzero(histogram).max()) + 0.5
+    best = np.flatnonzero(apart >= apart.max() * (1.0 - 1e-12))  # equal but for rounding
+    return float(best[0] + best[-1]) / 2.0 + 0.5

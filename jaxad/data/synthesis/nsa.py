@@ -6,12 +6,13 @@ later patch erase the mask of an earlier one where their boxes overlap, although
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jaxad.config import DATASETS
-from jaxad.data.synthesis import classes, foreground as masks, patches, poisson
+from jaxad.data.synthesis import classes, patches, poisson
+from jaxad.data.synthesis import foreground as masks
 from jaxad.data.views import Context, to_uint8
 from jaxad.errors import UserError
 from jaxad.flags import nearest
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 FOREGROUNDS = ("auto", "brightness", "xyz", "all")
 GRADIENTS = ("auto", "normal", "mixed")
 KINDS = ("auto", *classes.KINDS)
+DESTINATIONS = ("own", "other")
+OTHER = 1 << 20  # the seed that draws the other destination is folded with: no other draw's
 REDRAWS = 5  # of an image in which nothing changed; what is left then has an empty mask
+SMALLEST_IMAGE = 32  # pixels: in smaller ones the median removes what a patch of the largest bounds may change
 VISIBLE = 1  # grey levels, mean over R, G and B, by which a pixel must have changed to be labelled
 
 
@@ -41,6 +45,7 @@ def nsa(
     width: Sequence[float] = (),
     min_object: float = -1.0,
     min_overlap: float = -1.0,
+    destination: str = "own",
 ) -> dict[str, tf.Tensor]:
     """The image with anomalies of another normal image blended in: {'image': u8[H, W, 3], 'mask': bool[H, W]}.
 
@@ -48,16 +53,27 @@ def nsa(
     'texture' · foreground: where patches are cut and put, 'auto' (by the settings), 'brightness' (measured on the
     training normals), 'xyz' (MVTec 3D-AD's point images), 'all' · gradients: 'auto', 'normal', 'mixed' · patches: at
     most; 0: of the settings · height, width: (low, high) shares of the side, (): of the settings · min_object,
-    min_overlap: shares in [0, 1); -1: of the settings.
+    min_overlap: shares in [0, 1); -1: of the settings · destination: 'own', anomalies are put into this image; 'other',
+    into another normal image, as if drawn from a pool of anomalies.
 
     The mask is where the image changed visibly. It is empty where nothing could be placed in 1 + REDRAWS draws; such
     an image equals the normal one or nearly so. UserError, when the graph is built, for other options, for a training
-    split with one normal image, and for images under 16 pixels.
+    split with one normal image, and for images under SMALLEST_IMAGE pixels.
     """
+    import tensorflow as tf
+
     chosen = choose(dataset, category, kind, gradients, patches, height, width, min_object, min_overlap)
-    if min(image.shape[:2]) < 16:
-        raise UserError(f"op 'nsa' needs images of 16 pixels or more, these have {min(image.shape[:2])}")
-    return synthesise(to_uint8(image), context, seed, chosen, finder(context, chosen, foreground))
+    if min(image.shape[:2]) < SMALLEST_IMAGE:
+        raise UserError(
+            f"op 'nsa' needs images of {SMALLEST_IMAGE} pixels or more, these have {min(image.shape[:2])}; raise "
+            "data.image_size"
+        )
+    _one_of("destination", destination, DESTINATIONS)
+    find = finder(context, chosen, foreground)
+    if destination == "own":
+        return synthesise(to_uint8(image), context, seed, chosen, find)
+    row = context.draw_row(tf.random.fold_in(seed, OTHER))
+    return synthesise(context.load(row)[0], dataclasses.replace(context, index=row), seed, chosen, find)
 
 
 def choose(
@@ -127,9 +143,7 @@ def synthesise(
         count = patches.number(tf.random.fold_in(here, 1), settings)
 
         def patch(i, picture, mask):
-            picture, mask = blend(
-                source, picture, mask, above, below, tf.random.fold_in(here, 2 + i), settings
-            )
+            picture, mask = blend(source, picture, mask, above, below, tf.random.fold_in(here, 2 + i), settings)
             return i + 1, picture, mask
 
         start = (0, image, tf.zeros(shape, bool))
