@@ -46,7 +46,8 @@ class Cell(NamedTuple):
 
     name: also its folder under the workdir, e.g. 'screw/ours_r/0' · config: FILE or FILE:VARIANT · settings: {'seed':
     1, 'data.root': ...}, as --config.KEY=VALUE · group: the row of the table that it is averaged into; empty: its name
-    without the last part · note: free words, printed with that row.
+    without the last part · note: free words, printed with that row. A setting may name what another cell has left as
+    '{workdir}/NAME'.
     """
 
     name: str
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = COMMAND) ->
         own = _flags(argv)
         if own is None:
             return
-        cells = load(own.grid, own.data, own.weights)
+        cells = load(own.grid, own.data, own.weights, own.workdir)
         chosen = choose(cells, own.only)
         grid = Grid(cells, own.workdir, command)
         if own.list:
@@ -125,8 +126,8 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues | None:
     return own
 
 
-def load(path: str, data: str = "", weights: str = "") -> list[Cell]:
-    """The cells of a grid file, in its order.
+def load(path: str, data: str = "", weights: str = "", workdir: str = "") -> list[Cell]:
+    """The cells of a grid file, in its order; '{workdir}' in a setting becomes `workdir`.
 
     Raises:
       UserError: no such file, no `cells` in it, an error inside it, or cells that cannot stand beside each other.
@@ -150,7 +151,12 @@ def load(path: str, data: str = "", weights: str = "") -> list[Cell]:
         # not isinstance(one, Cell): run as a command, this file is __main__, and the grid file imports another Cell
         if not isinstance(one, tuple) or not 3 <= len(one) <= 5 or not isinstance(one[2], Mapping):
             raise UserError(f"{path}: cells()[{place}] is not a Cell(name, config, settings)")
-        cells.append(Cell(*one))
+        name, config, settings, *rest = one
+        settings = {
+            key: value.replace("{workdir}", workdir) if isinstance(value, str) else value
+            for key, value in settings.items()
+        }
+        cells.append(Cell(name, config, settings, *rest))
     if not cells:
         raise UserError(f"{path}: cells() returned no cell")
     _check_names(path, [cell.name for cell in cells])
