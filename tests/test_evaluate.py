@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxad import evaluate, metrics
+from jaxad.data import splits
 from jaxad.evaluate import Threshold
 from jaxad.types import AnomalyMap, Batch, DataSpec, Feed, Predictions, Record, Stage, TrainState, UserError
 
@@ -249,6 +250,38 @@ def test_anomalies_with_empty_masks_are_counted_in_a_note():
     found.masks[3] = False
     result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0)
     assert result["notes"]["masks"].startswith("1 of 2 anomalous images have an empty mask")
+
+
+def test_without_drawn_leaves_out_the_anomalies_that_a_run_with_real_ones_trains_on():
+    found = predictions([0, 1, 0, 1, 1, 0, 1, 1, 1])
+    by_path = {path: label for path, label in ((r.path, r.label) for r in found.records)}
+    train = tuple(Record(f"train/{i}.png", False, "good") for i in range(3))
+    parts = splits.split(
+        train,
+        found.records,
+        category="c",
+        seed=5,
+        holdout=0.0,
+        n_shot=0,
+        n_anomalies=2,
+        digests=lambda rows: [str(row).encode() for row in rows],
+    )
+    left = evaluate.without_drawn(found, 5, 2)
+    assert {record.path for record in left.records} == {row.record.path for row in parts.test}
+    assert len(by_path) - len(left.records) == 2
+    result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0, seed=5, n_drawn=2)
+    wanted = metrics.image_metrics(left.scores, left.labels)["image_auroc"]
+    assert result["without_drawn"]["image_auroc"] == wanted and result["without_drawn"]["n"] == 2
+    too_many = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0, n_drawn=4)
+    assert "without_drawn" not in too_many and "more than half" in too_many["notes"]["without_drawn"]
+
+
+def test_the_metrics_after_each_stage_stand_in_the_result():
+    found = predictions([0, 1, 0, 1])
+    stages = {"one": evaluate.glance(found), "two": {"image_auroc": 0.5}}
+    result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0, stages=stages)
+    assert result["stages"] == stages and stages["one"]["aupro_0.3"] == result["aupro_0.3"]
+    assert evaluate.glance(predictions([0, 1, 0], masks=False))["pixel_auroc"] is None
 
 
 def test_binned_metrics_hold_their_error_bounds():

@@ -181,6 +181,88 @@ def test_a_method_outside_jaxad_runs_by_its_module_path(root, tmp_path):
     assert results["method"] == "toy" and results["categories"]["tile"]["n_train"] == 9  # a tenth of 10 is held out
 
 
+def siamese(root, variant, **changes):
+    made = command_line.load(f"configs/siamese_unet.py:{variant}+small")
+    made.data.dataset, made.data.root, made.data.category = "folder", str(root), "tile"
+    made.data.cache_dir = str(root.parent / "cache")
+    made.data.image_size, made.data.batch_size, made.eval.batch_size = 32, 4, 4
+    made.train.steps.contrast, made.train.steps.deviate, made.train.log_every = 3, 2, 1
+    made.siamese_unet.deviate.batch_size = 4
+    made.mesh.devices = 1
+    made.report.overlays, made.report.curves = 0, False
+    made.data.n_anomalies = 2 if variant == "r" else 0
+    made.eval.without_drawn = 2
+    for key, value in changes.items():
+        made[key.split("__")[0]][key.split("__")[1]] = value
+    configs.check(made)
+    return made
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+
+
+def test_two_stages_are_measured_each_and_the_first_can_be_taken_from_another_run(root, tmp_path, here):
+    first, second = tmp_path / "first", tmp_path / "second"
+    results = run.run(siamese(root, "r"), str(first))
+    tile = results["categories"]["tile"]
+    assert list(tile["stages"]) == ["contrast", "deviate"]
+    assert tile["stages"]["deviate"]["pixel_auroc"] == tile["pixel_auroc"] and "without_drawn" not in tile
+    assert tile["n_test_anomalous"] == 2 and tile["n_train"] == 9 + 2
+    rows = [json.loads(line) for line in (first / "tile" / "metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if row["stage"] == "contrast" and "cossim" in row]
+    assert len(logged) == 3 and {"cos_positive/layer1", "cos_negative/layer3", "contrastive"} <= set(logged[0])
+    assert {"contrast/image_auroc", "deviate/image_auroc"} <= {
+        key for row in rows if row["stage"] == "test" for key in row
+    }
+    start = {"run": str(first), "stage": "contrast"}
+    other = siamese(root, "r", siamese_unet__p=0.9)
+    other.start.update(start)
+    again = run.run(other, str(second))["categories"]["tile"]
+    assert again["stages"]["contrast"] == tile["stages"]["contrast"]
+    assert again["stages"]["deviate"] != tile["stages"]["deviate"]
+    assert not (second / "tile" / "contrast").exists() and (second / "tile" / "deviate").exists()
+    for change, says in (
+        ({"run": str(tmp_path / "none"), "stage": "contrast"}, "no finished stage 'contrast' of tile"),
+        ({"run": str(first), "stage": "contrst"}, "'contrst' is not a stage of siamese_unet: contrast, deviate"),
+    ):
+        other.start.update(change)
+        with pytest.raises(UserError, match=says):
+            run.run(other, str(tmp_path / "third"))
+        assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    "variant, changes, says",
+    [
+        ("r", dict(data__n_anomalies=3), "n_anomalies=3 is more than half of its 4 anomalous test images"),
+        ("r", dict(data__n_anomalies=0), "set --config.data.n_anomalies=10"),
+        ("s", dict(data__n_shot=1), "two normal training images, there is 1"),
+        ("s", dict(siamese_unet__synthesis={"kind": "objct"}), "kind='objct'"),
+    ],
+)
+def test_what_the_siamese_unet_cannot_train_on_is_one_line_and_leaves_nothing(
+    root, tmp_path, here, variant, changes, says
+):
+    made = siamese(root, variant)
+    for key, value in changes.items():
+        section, name = key.split("__")
+        made[section][name].update(value) if isinstance(value, dict) else made[section].update({name: value})
+    with pytest.raises(UserError, match=says) as error:
+        run.run(made, str(tmp_path / "w"))
+    assert "\n" not in str(error.value) and not os.path.exists(tmp_path / "w")
+
+
+def test_anomalies_without_masks_train_and_have_no_pixel_metrics(root, tmp_path, here):
+    made = siamese(root, "r", data__category="bare")
+    bare = run.run(made, str(tmp_path / "w"))["categories"]["bare"]
+    assert bare["pixel_auroc"] is None and bare["image_auroc"] is not None
+    made.siamese_unet.masked = True
+    with pytest.raises(UserError, match="masked=True, but its anomalies have no masks"):
+        run.run(made, str(tmp_path / "v"))
+
+
 @pytest.mark.parametrize(
     "spoil, says",
     [

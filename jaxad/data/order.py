@@ -61,8 +61,10 @@ def rows_of(feed: Feed, n_images: int, *, seed: int, stage: str, n: int) -> tupl
     if not feed.shuffle:
         return position.astype(np.int32), position < n_images
     epoch, offset = np.divmod(position, n_images)
-    index = [permutation(seed, stage, int(e), n_images)[offset[epoch == e]] for e in np.unique(epoch)]
-    return np.concatenate(index).astype(np.int32), np.ones(feed.batch_size, bool)
+    index = np.empty(feed.batch_size, np.int32)
+    for e in np.unique(epoch):
+        index[epoch == e] = permutation(seed, stage, int(e), n_images)[offset[epoch == e]]
+    return index, np.ones(feed.batch_size, bool)
 
 
 def example_seeds(feed: Feed, view: str, *, seed: int, stage: str, n: int) -> np.ndarray:

@@ -257,6 +257,11 @@ def _check(options: Any, spec: DataSpec) -> None:
             f"{spec.category}: config.siamese_unet.anomalies='real', but no anomaly is moved into training; "
             f"set --config.data.n_anomalies=10, or anomalies=synthetic"
         )
+    if options.masked and options.anomalies == "real" and not spec.has_masks:
+        raise UserError(
+            f"{spec.category}: config.siamese_unet.masked=True, but its anomalies have no masks; draw them all, set "
+            f"masked=False, or anomalies=synthetic"
+        )
     if options.anomalies == "synthetic" and spec.n_train_normal < 2:
         raise UserError(
             f"{spec.category}: synthetic anomalies need two normal training images, there is {spec.n_train_normal}; "

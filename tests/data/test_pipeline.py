@@ -93,6 +93,27 @@ def test_seeds_belong_to_positions_whatever_the_batch_size():
     assert np.array_equal(np.concatenate(few), np.concatenate(many))
 
 
+def test_a_replay_serves_the_images_and_views_of_another_stage_again_and_again():
+    data = open_fake()
+    first = take(data, Feed(4, views=(MIXED, ROTATED)), 0, 5, stage="contrast")
+    replayed = take(data, Feed(3, views=(MIXED,), replay=("contrast", 14)), 0, 8, stage="deviate")
+
+    def stream(batches, key):
+        return np.concatenate([flat(batch)[key] for batch in batches])
+
+    for key in ("image", "index", "views.mixed", "views.mixed_mask"):
+        expected = stream(first, key)[:14]  # the fourth batch ends in the middle of the replay, then it begins again
+        assert np.array_equal(stream(replayed, key), np.concatenate([expected, expected])[:24])
+    own = take(data, Feed(3, views=(MIXED,)), 0, 8, stage="deviate")
+    assert not np.array_equal(stream(own, "index"), stream(replayed, "index"))
+
+
+def test_a_replay_resumes_like_any_other_stream():
+    feed = Feed(5, views=(ROTATED,), replay=("contrast", 7))
+    whole = take(open_fake(), feed, 0, 6, stage="deviate")
+    assert_same(take(open_fake(), feed, 2, 6, stage="deviate"), whole[2:])
+
+
 @pytest.mark.parametrize("feed", [Feed(4), Feed(4, views=(ROTATED, MIXED)), Feed(4, shuffle=False, views=(ROTATED,))])
 def test_a_restart_equals_the_tail_of_an_uninterrupted_run(feed):
     stop = 3 if not feed.shuffle else 7

@@ -104,6 +104,18 @@ def test_the_source_is_every_other_normal_image_and_never_the_destination():
         assert seen == {0, 1, 2} - {index}
 
 
+def test_another_destination_is_another_normal_image_and_the_source_may_be_any_but_that():
+    images = [np.full((64, 64, 3), 40 * (i + 1), np.uint8) for i in range(4)]
+    images = [
+        image + texture(9)[..., :1] // 32 for image in images
+    ]  # levels tell them apart, texture makes patches show
+    options = dict(kind="texture", gradients="normal", patches=1)
+    for destination, expected in (("own", {1}), ("other", {0, 2, 3})):
+        found = draws(images, 40, index=1, destination=destination, **options)
+        corners = [min(range(4), key=lambda i, p=p: abs(int(p[0, 0, 0]) - int(images[i][0, 0, 0]))) for p, _ in found]
+        assert set(corners) == expected
+
+
 def test_the_mask_is_where_pixels_changed_visibly():
     for picture, mask in draws(TEXTURES, 20):
         change = np.abs(picture.astype(int) - TEXTURES[0]).sum(axis=2) > 3
