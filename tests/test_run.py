@@ -199,7 +199,7 @@ def siamese(root, variant, **changes):
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here(monkeypatch, shallow):
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
 
 
