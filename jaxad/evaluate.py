@@ -1,12 +1,10 @@
-"""From a finished state to numbers: predictions of a split, the threshold from normals, the metrics of one category.
+"""From a finished state to numbers: predictions of a split, and the metrics of one category.
 
-The only numbers here that look at test labels are the metrics themselves. The threshold comes from normal images that
-are not in the test set, and stays in the raw units of the scores.
+The only numbers here that look at test labels are the metrics themselves.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,15 +14,14 @@ import numpy as np
 
 from jaxad import metrics
 from jaxad.data import splits
-from jaxad.types import Batch, Data, DataSpec, Feed, Predictions, Stage, TrainState, Tree, UserError
+from jaxad.decision import Threshold
+from jaxad.types import Batch, Data, Feed, Predictions, Stage, TrainState, Tree, UserError
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
 METRICS = IMAGE_METRICS + PIXEL_METRICS
 GLANCE = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
 PRO_LIMITS = (0.3, 0.05)  # the false positive rates of the two AUPROs
-PIXEL_QUANTILE = 0.999  # of the pixels of normal images: one normal pixel in a thousand lies inside a contour
-RESAMPLES = 1000  # of the bootstrap; the ends of a 95 % interval then rest on 25 resamples each
 
 
 def predictions(
@@ -105,113 +102,6 @@ def predictions(
     return Predictions(records, scores, maps, masks, 1e3 * seconds / (steps * batch_size))
 
 
-@dataclasses.dataclass(frozen=True)
-class Threshold:
-    """Where normal ends, in raw units: an image is called anomalous when its score is above `image`.
-
-    image: of image scores · pixel: of map values, for contours · pixel_median: the middle of the normal map values, the
-    lower end of the colour scale · rule, quantile: how `image` was set · source: 'holdout' or 'train' ·
-    n_images: how many normals.
-    """
-
-    image: float
-    pixel: float
-    pixel_median: float
-    rule: str
-    quantile: float
-    source: str
-    n_images: int
-
-    def calls(self, scores: np.ndarray) -> np.ndarray:
-        """scores: f32[...] -> bool[...], True = called anomalous: the score is above the threshold."""
-        return np.asarray(scores, np.float32) > np.float32(self.image)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What makes the threshold less than it seems."""
-        notes = []
-        if self.source == "train":
-            notes.append("threshold from training normals: optimistic; set data.holdout")
-        if (self.n_images - 1) * (1 - self.quantile) < 1:
-            notes.append(f"the {self.quantile:g} quantile of {self.n_images} images is their maximum")
-        return tuple(notes)
-
-    def describe(self) -> str:
-        """One line: value, unit, rule, and which images set it."""
-        images = {"holdout": "held-out normals", "train": "training normals"}[self.source]
-        return f"{self.image:.6g} (raw score) = {self.quantile:g} {self.rule} of {self.n_images} {images}"
-
-    def summary(self) -> dict[str, Any]:
-        """As `results.json` holds it."""
-        return {
-            "value": self.image,
-            "unit": "raw score",
-            "rule": self.rule,
-            "quantile": self.quantile,
-            "source": self.source,
-            "n_images": self.n_images,
-            "pixel_value": self.pixel,
-            "pixel_quantile": PIXEL_QUANTILE,
-        }
-
-
-def threshold_split(spec: DataSpec) -> str:
-    """The split whose normals set the threshold: 'holdout' where there is one, else 'train'; never 'test'."""
-    return "holdout" if spec.n_holdout > 0 else "train"
-
-
-def threshold(normals: Predictions, *, source: str, rule: str = "quantile", quantile: float = 0.995) -> Threshold:
-    """The threshold from `predictions(..., split=threshold_split(spec))`. Anomalies among them are left out.
-
-    The image threshold is the `quantile` of the image scores, the pixel threshold the PIXEL_QUANTILE of all map values.
-
-    Raises:
-      UserError: a rule or a split that does not exist, no normal image.
-    """
-    if rule != "quantile":
-        raise UserError(f"threshold.rule={rule!r} is not known; the rule is 'quantile'")
-    if source not in ("holdout", "train"):
-        raise UserError(f"a threshold comes from split 'holdout' or 'train', not from {source!r}")
-    keep = ~normals.labels
-    if not keep.any():
-        raise UserError(f"no normal image in split {source!r} to set a threshold from")
-    median, pixel = np.quantile(normals.maps[keep], [0.5, PIXEL_QUANTILE])
-    # in the scores' own precision, so that comparing again from predictions.csv gives the same decisions
-    value = np.float32(metrics.quantile_threshold(normals.scores[keep], quantile))
-    return Threshold(float(value), float(pixel), float(median), rule, float(quantile), source, int(keep.sum()))
-
-
-def bootstrap_auroc(
-    scores: np.ndarray, labels: np.ndarray, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float] | None:
-    """The percentile interval of the AUROC, images resampled with replacement within each class.
-
-    scores: f[N] · labels: bool[N]. None where a class is empty. (Efron and Tibshirani 1993, section 13.3.)
-
-    >>> bootstrap_auroc(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True]))
-    (1.0, 1.0)
-    """
-    labels = np.asarray(labels, bool)
-    n, m = int(np.sum(~labels)), int(np.sum(labels))
-    if n == 0 or m == 0:
-        return None
-    order = np.argsort(scores, kind="stable")
-    labels = labels[order]
-    starts = np.flatnonzero(np.diff(np.asarray(scores)[order], prepend=-np.inf))  # one group per distinct score
-    rng = np.random.default_rng(seed)
-    values = []
-    for block in np.array_split(np.arange(resamples), -(-resamples * len(labels) // 5_000_000)):  # flat memory
-        times = np.empty((len(block), len(labels)), np.int64)  # how often each image was drawn
-        times[:, ~labels] = rng.multinomial(n, np.full(n, 1 / n), size=len(block))
-        times[:, labels] = rng.multinomial(m, np.full(m, 1 / m), size=len(block))
-        normal = np.add.reduceat(np.where(labels, 0, times), starts, axis=1)
-        anomalous = np.add.reduceat(np.where(labels, times, 0), starts, axis=1)
-        below = np.cumsum(normal, axis=1) - normal
-        values.append(np.sum(anomalous * (2 * below + normal), axis=1) / (2 * n * m))  # ties count one half
-    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def glance(found: Predictions) -> dict[str, float | None]:
     """The metrics GLANCE of a test split, None where one does not exist: what is logged between stages."""
     masks = found.masks if found.masks.any() else None
@@ -246,7 +136,7 @@ def category_result(
 
     Args:
       found: predictions of the test split.
-      limit: its threshold, from `threshold`.
+      limit: its threshold, from `decision.threshold`.
       n_train: training images; fit_seconds: wall time of training.
       metrics_mode: 'exact', or 'binned': counted in bins, with the error bounds.
       seed: of the bootstrap, and of the draw of anomalies.
@@ -255,7 +145,7 @@ def category_result(
     """
     labels = found.labels
     result, notes = _metrics(found, metrics_mode)
-    interval = bootstrap_auroc(found.scores, labels, seed=seed)
+    interval = metrics.bootstrap_auroc(found.scores, labels, seed=seed)
     called = limit.calls(found.scores)
     result |= {
         "n_train": int(n_train),

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxad import evaluate, methods, report, sharding, train
+from jaxad import decision, evaluate, methods, report, sharding, train
 from jaxad.data import pipeline
 from jaxad.errors import UserError
 from jaxad.flags import keys
@@ -185,7 +185,7 @@ def run_category(
             if stage.predict and stage is not stages[-1]:
                 reached[stage.name] = _tell(log, stage, data, predict(stage, carry, "test"))
         log.say(f"{spec.category}: predicts")
-        normals = predict(stages[-1], carry, evaluate.threshold_split(spec))
+        normals = predict(stages[-1], carry, decision.threshold_split(spec))
         test = predict(stages[-1], carry, "test")
         if reached:
             reached[stages[-1].name] = _tell(log, stages[-1], data, test)

@@ -1,8 +1,7 @@
-"""Predictions of a split, the threshold, and one category's numbers."""
+"""Predictions of a split, and one category's numbers."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 
@@ -12,7 +11,7 @@ import pytest
 
 from jaxad import evaluate, metrics
 from jaxad.data import splits
-from jaxad.evaluate import Threshold
+from jaxad.decision import Threshold
 from jaxad.types import AnomalyMap, Batch, DataSpec, Feed, Predictions, Record, Stage, TrainState, UserError
 
 SIZE = 6
@@ -141,64 +140,6 @@ def predictions(labels, scores=None, seed=0, defects=("crack", "dent"), masks=Tr
 
 
 LIMIT = Threshold(3.0, 2.5, 0.0, "quantile", 0.995, "holdout", 400)
-
-
-def test_threshold_is_the_quantile_of_normals_only():
-    normals = predictions([0, 0, 1, 0, 0], scores=[1, 2, 99, 3, 4])
-    limit = evaluate.threshold(normals, source="train", quantile=0.5)
-    assert limit.image == 3.0 and limit.n_images == 4
-    assert limit.pixel == np.quantile(normals.maps[~normals.labels], evaluate.PIXEL_QUANTILE)
-    assert limit.describe() == "3 (raw score) = 0.5 quantile of 4 training normals"
-
-
-def test_threshold_never_comes_from_the_test_split():
-    with pytest.raises(UserError, match="not from 'test'"):
-        evaluate.threshold(predictions([0]), source="test")
-    assert evaluate.threshold_split(Served(3).spec) == "train"
-    assert evaluate.threshold_split(dataclasses.replace(Served(3).spec, n_holdout=2)) == "holdout"
-
-
-def test_threshold_without_normals_or_of_an_unknown_rule_is_the_users_mistake():
-    with pytest.raises(UserError, match="no normal image"):
-        evaluate.threshold(predictions([1]), source="train")
-    with pytest.raises(UserError, match="threshold.rule='best'"):
-        evaluate.threshold(predictions([0]), source="train", rule="best")
-
-
-def test_threshold_notes_say_when_it_is_optimistic_or_a_maximum():
-    assert LIMIT.notes == ()
-    weak = dataclasses.replace(LIMIT, source="train", n_images=20)
-    assert weak.notes == (
-        "threshold from training normals: optimistic; set data.holdout",
-        "the 0.995 quantile of 20 images is their maximum",
-    )
-
-
-def test_a_score_at_the_threshold_is_normal():
-    value = float(np.float32(0.1))
-    limit = dataclasses.replace(LIMIT, image=value)
-    np.testing.assert_array_equal(limit.calls(np.float32([0.1, np.nextafter(np.float32(0.1), np.float32(1))])), [0, 1])
-
-
-def test_bootstrap_equals_resampling_by_loops():
-    rng = np.random.default_rng(3)
-    scores, labels = rng.integers(0, 6, 25).astype(float), rng.uniform(size=25) < 0.4
-    scores[labels] += 1
-    low, high = evaluate.bootstrap_auroc(scores, labels, resamples=4000, seed=1)
-    normal, anomalous = scores[~labels], scores[labels]
-    values = []
-    for _ in range(4000):
-        a, b = rng.choice(anomalous, anomalous.size), rng.choice(normal, normal.size)
-        values.append(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
-    np.testing.assert_allclose([low, high], np.quantile(values, [0.025, 0.975]), atol=0.012)
-    assert low < metrics.image_metrics(scores, labels)["image_auroc"] < high
-
-
-def test_bootstrap_is_seeded_and_absent_with_one_class():
-    scores, labels = np.random.default_rng(0).normal(size=30), np.arange(30) % 4 == 0
-    assert evaluate.bootstrap_auroc(scores, labels, seed=2) == evaluate.bootstrap_auroc(scores, labels, seed=2)
-    assert evaluate.bootstrap_auroc(scores, labels, seed=2) != evaluate.bootstrap_auroc(scores, labels, seed=3)
-    assert evaluate.bootstrap_auroc(scores, np.zeros(30, bool)) is None
 
 
 KEYS = (

@@ -17,7 +17,8 @@ import pytest
 
 from jaxad import grid
 from jaxad.errors import UserError
-from jaxad.grid import Cell
+from jaxad.grid import Cell, runner
+from jaxad.grid.__main__ import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What stands for jaxad.main: results that follow from the seed, a failure at seed 13, an endless run at seed 99.
@@ -81,7 +82,7 @@ class Place:
         self.file.write_text(text)
 
     def __call__(self, *argv):
-        return grid.main(["grid", f"--grid={self.file}", f"--workdir={self.workdir}", *argv], self.command)
+        return main(["grid", f"--grid={self.file}", f"--workdir={self.workdir}", *argv], self.command)
 
     def calls(self):
         """The cells that the fake main was started for, in order."""
@@ -101,7 +102,7 @@ class Place:
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("JAX_COMPILATION_CACHE_DIR", *grid.CACHE):
+    for name in ("JAX_COMPILATION_CACHE_DIR", *runner.CACHE):
         monkeypatch.delenv(name, raising=False)
     return Place(tmp_path)
 
@@ -248,7 +249,7 @@ def test_the_flags_data_and_weights_reach_the_cells(place):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_the_child_and_the_same_command_goes_on(place, number):
     place.cells(cell("a/0", 0), cell("a/99", 99), cell("a/1", 1))
-    script = f"import sys; from jaxad import grid; sys.exit(grid.main(sys.argv, {place.command!r}))"
+    script = f"import sys; from jaxad.grid.__main__ import main; sys.exit(main(sys.argv, {place.command!r}))"
     argv = [sys.executable, "-c", script, f"--grid={place.file}", f"--workdir={place.workdir}"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     log, deadline = place.workdir / "a/99.log", time.monotonic() + 60
@@ -316,8 +317,8 @@ def test_a_grid_file_that_does_not_work_says_where(tmp_path, text, said):
 
 
 def test_no_grid_and_no_such_grid_answer_in_one_line(capsys):
-    assert grid.main(["grid"]) == 2
-    assert grid.main(["grid", "--grid=configs/grids/none.py"]) == 2
+    assert main(["grid"]) == 2
+    assert main(["grid", "--grid=configs/grids/none.py"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert "no grid given: --grid=FILE" in first and "no grid file 'configs/grids/none.py'" in second
 
@@ -325,14 +326,15 @@ def test_no_grid_and_no_such_grid_answer_in_one_line(capsys):
 def test_help_prints_the_flags_and_nothing_heavy_is_imported():
     heavy = ("jax", "flax", "numpy", "tensorflow")
     script = (
-        f"import sys, jaxad.grid; jaxad.grid.main(['grid', '--help']); print([n for n in {heavy} if n in sys.modules])"
+        "import sys; from jaxad.grid.__main__ import main; main(['grid', '--help']); "
+        f"print([n for n in {heavy} if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]" and "--minutes: start no cell after" in done.stdout, done.stderr
 
 
 def test_run_as_a_command_a_grid_of_cells_is_understood(place):
-    place.cells(cell("a/0"))  # its Cell is jaxad.grid's, the command's is __main__'s
+    place.cells(cell("a/0"))
     argv = [sys.executable, "-m", "jaxad.grid", f"--grid={place.file}", "--list", f"--workdir={place.workdir}"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "a/0: not done\n"), done.stderr

@@ -1,7 +1,8 @@
 """How good a detector is: exact ranking metrics of images and pixels, in NumPy and SciPy alone.
 
 `image_metrics` and `pixel_metrics` are the front door; `binned` holds the fixed-memory variant for sets whose maps do
-not fit; the curves are for plots; the thresholds for decisions. Misuse raises ValueError with one line.
+not fit; the curves are for plots; the thresholds for decisions; the bootstrap for the width of an interval. Misuse
+raises ValueError with one line.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 
 from jaxad.metrics import pro, ranking
 from jaxad.metrics.binned import PixelBins, RankSketch, binned_pixel_metrics
+from jaxad.metrics.bootstrap import bootstrap_auroc
 from jaxad.metrics.iou import iou_curve
 from jaxad.metrics.pro import pro_curve
 from jaxad.metrics.ranking import pr_curve, roc_curve
@@ -19,6 +21,7 @@ __all__ = [
     "PixelBins",
     "RankSketch",
     "binned_pixel_metrics",
+    "bootstrap_auroc",
     "image_metrics",
     "iou_curve",
     "oracle_f1_threshold",

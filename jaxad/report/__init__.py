@@ -23,7 +23,7 @@ from jaxad.report import files, targets
 from jaxad.report.tables import METRICS, plain, show, summary_lines
 
 if TYPE_CHECKING:
-    from jaxad.evaluate import Threshold
+    from jaxad.decision import Threshold
     from jaxad.types import Data, Predictions
 
 __all__ = ["COLUMNS", "Entry", "category", "csv_rows", "mean", "pictures", "plain", "show", "summary_lines", "write"]
@@ -58,7 +58,7 @@ def category(
       config: the resolved config as nested dicts; `seed`, `threshold`, `eval`, `data` and `report` are read, and what
         `targets.column` looks at.
       data: the category, open.
-      normals: predictions of split `evaluate.threshold_split(data.spec)`, which set the threshold.
+      normals: predictions of split `decision.threshold_split(data.spec)`, which set the threshold.
       test: predictions of split 'test'.
       fit_seconds: wall time of training.
       stages: {stage: metrics after it}, where several stages predict.
@@ -66,10 +66,10 @@ def category(
     Raises:
       UserError: a file cannot be written; a rule or mode that does not exist.
     """
-    from jaxad import evaluate  # in the functions: python -m jaxad.report answers without jax
+    from jaxad import decision, evaluate  # in the functions: python -m jaxad.report answers without jax
 
     spec = data.spec
-    limit = evaluate.threshold(normals, source=evaluate.threshold_split(spec), **config["threshold"])
+    limit = decision.threshold(normals, source=decision.threshold_split(spec), **config["threshold"])
     result = evaluate.category_result(
         test,
         limit,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxad import metrics
-from jaxad.evaluate import Threshold
+from jaxad.decision import Threshold
 from jaxad.report import files
 from jaxad.types import Predictions
 

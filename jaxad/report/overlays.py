@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jaxad.evaluate import Threshold
+from jaxad.decision import Threshold
 from jaxad.report import drawing, files
 from jaxad.types import Predictions
 

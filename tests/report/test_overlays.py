@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxad.evaluate import Threshold
+from jaxad.decision import Threshold
 from jaxad.report import drawing, overlays
 from jaxad.types import Predictions, Record
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxad import evaluate, metrics, report
+from jaxad import decision, evaluate, metrics, report
 from jaxad.report import curves, files
 from jaxad.types import DataSpec, Predictions, Record, UserError
 
@@ -185,7 +185,7 @@ def test_curves_as_csv_are_thinned_and_keep_the_area(tmp_path):
     rng = np.random.default_rng(0)
     found = predictions([0, 1] * 20)
     found = dataclasses.replace(found, maps=found.maps + rng.normal(size=found.maps.shape).astype(np.float32))
-    limit = evaluate.threshold(NORMALS, source="holdout")
+    limit = decision.threshold(NORMALS, source="holdout")
     result = evaluate.category_result(found, limit, n_train=1, fit_seconds=0)
     curves.write(tmp_path, "cat", found, limit, result)
     with open(tmp_path / "cat_roc.csv", newline="") as file:
