@@ -19,6 +19,7 @@ ABLATED = "magnetic_tile"
 # Stage 2 alone, from the stage 1 of the cell "ours_r/0": what was tried where it does not help.
 SWEEP = {
     "keep=0": {"keep": 0.0},
+    "p=1e-6": {"p": 1e-6},  # the control: anomalies have no gradient, normal images are restored on
     "p=0.3": {"p": 0.3},
     "p=1": {"p": 1.0},
     "score=mean": {"score": "mean"},

@@ -1,10 +1,14 @@
 """The Siamese U-Net on a narrow random teacher."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from sklearn.metrics import roc_auc_score
 
 from jaxad import config as configs
@@ -338,6 +342,21 @@ def test_one_normal_image_cannot_make_synthetic_anomalies():
     with pytest.raises(UserError, match="two normal training images, there is 1"):
         siamese_unet.stages(config_of(), alone)
     assert len(siamese_unet.stages(config_of(contrastive=False, deviation=False), alone)) == 1
+
+
+def test_joining_the_copies_of_a_sharded_batch_moves_no_image_between_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, P("data"))
+    parts = [jax.device_put(jnp.arange(16.0 * k, 16.0 * k + 16).reshape(16, 1), split) for k in range(3)]
+    with jax.set_mesh(mesh):
+        joined = jax.jit(siamese_unet._join, out_shardings=split)
+        text = joined.lower(parts).compile().as_text()
+        assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", text)
+        whole = joined(parts)
+        back = jax.jit(lambda tree: siamese_unet._split(tree, 3))(whole)
+        for one, other in zip(parts, back, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert sorted(np.asarray(whole)[:6, 0]) == [0, 1, 16, 17, 32, 33]  # the first device's share of each
 
 
 def test_the_toy_data_serves_the_views_that_the_tests_of_every_method_need():
