@@ -26,6 +26,8 @@ SWEEP = {
     "score=zscore,p=5": {"score": "zscore", "p": 5.0},
     "masked": {"masked": True},
     "literal,keep=0": {"score": "literal", "keep": 0.0},
+    "200_steps": {"train.steps.deviate": 200},
+    "200_steps,p=1e-6": {"train.steps.deviate": 200, "p": 1e-6},
 }
 # Stage 1 as well.
 BOTH = {
@@ -77,7 +79,7 @@ def cells(data: str, weights: str) -> list[Cell]:
     rows = [cell._replace(group=cell.name) if "/ablation/" in cell.name else cell for cell in rows]
     start = {"start.run": f"{{workdir}}/{ABLATED}/ours_r/0", "start.stage": "contrast"}
     for name, options in {**SWEEP, **BOTH}.items():
-        changed = {f"siamese_unet.{key}": value for key, value in options.items()}
+        changed = {key if "." in key else f"siamese_unet.{key}": value for key, value in options.items()}
         more = start if name in SWEEP else {}
         path = f"{ABLATED}/sweep/{name}"
         rows.append(Cell(path, "configs/siamese_unet.py:r+small", ablated | changed | more, group=path))
