@@ -44,10 +44,14 @@ def real_weights() -> pathlib.Path:
 @pytest.fixture
 def shallow(monkeypatch):
     """ResNet-18 with one narrow block a stage: the same program, compiled in a fraction of the time."""
+    from jaxad import pretrained
     from jaxad.models import resnet
 
     small = resnet.ARCHITECTURES["resnet18"]._replace(base=16, blocks=(1, 1, 1, 1))
     monkeypatch.setitem(resnet.ARCHITECTURES, "resnet18", small)
+    pretrained._expected.cache_clear()  # it keeps what a name's weights look like
+    yield
+    pretrained._expected.cache_clear()
 
 
 @pytest.fixture(scope="session")

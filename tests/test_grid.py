@@ -249,7 +249,11 @@ def test_the_flags_data_and_weights_reach_the_cells(place):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_the_child_and_the_same_command_goes_on(place, number):
     place.cells(cell("a/0", 0), cell("a/99", 99), cell("a/1", 1))
-    script = f"import sys; from jaxad.grid.__main__ import main; sys.exit(main(sys.argv, {place.command!r}))"
+    # A shell that runs pytest in the background has SIGINT ignored, and every child inherits that.
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from jaxad.grid.__main__ import main; sys.exit(main(sys.argv, {place.command!r}))"
+    )
     argv = [sys.executable, "-c", script, f"--grid={place.file}", f"--workdir={place.workdir}"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     log, deadline = place.workdir / "a/99.log", time.monotonic() + 60
