@@ -109,6 +109,10 @@ class Feed:
     views: tuple[View, ...] = ()
     replay: tuple[str, int] | None = None
 
+    def __post_init__(self):
+        if self.replay and (not self.shuffle or self.replay[1] < 1):
+            raise ValueError(f"a feed that replays {self.replay} must be shuffled, and replay 1 position or more")
+
     def one_pass(self, n: int) -> int:
         """Batches in one ordered pass over `n` images."""
         return -(-n // self.batch_size)

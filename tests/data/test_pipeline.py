@@ -108,6 +108,12 @@ def test_a_replay_serves_the_images_and_views_of_another_stage_again_and_again()
     assert not np.array_equal(stream(own, "index"), stream(replayed, "index"))
 
 
+@pytest.mark.parametrize("options", [dict(shuffle=False, replay=("contrast", 5)), dict(replay=("contrast", 0))])
+def test_a_replay_of_nothing_or_of_an_ordered_feed_is_refused(options):
+    with pytest.raises(ValueError, match="must be shuffled"):
+        Feed(4, **options)
+
+
 def test_a_replay_resumes_like_any_other_stream():
     feed = Feed(5, views=(ROTATED,), replay=("contrast", 7))
     whole = take(open_fake(), feed, 0, 6, stage="deviate")
