@@ -48,6 +48,53 @@ METHODS = {
             cos_reduce="flat",  # flat: RD4AD's code | position: the article
         ),
     ),
+    "anoseg": lambda: (
+        dict(segment=20_000, detect=10_000),
+        # The paper gives no weights, optimiser, length or mix; what is chosen and why: the README and losses/.
+        dict(
+            hard_aug=True,  # rotation, permutation and colour jitter of what is pasted (Table 3); False: CutPaste only
+            adversarial=True,  # a critic on image and map (Table 3); needs reconstruction
+            reconstruction=True,  # the image decoder with eq. 4; without adversarial it is fig. 8a's recon_no_adv
+            coords=True,  # planes of coordinates beside the image (Table 3)
+            map_channels=1,  # 3: as Table 6 prints it; the mask repeated, the mean over channels predicted
+            input_range="01",  # 01 | pm1: how the encoder sees the image; a pretrained one sees ImageNet's mean and std
+            width_mult=1.0,  # factor on the channels of all networks
+            remat=False,  # compute activations again when going back: less memory, a third more time
+            p_anomaly=0.5,  # share of synthetic anomalies in a batch
+            cutpaste=dict(  # options of the view 'cutpaste', see jaxad/data/synthesis/cutpaste.py
+                variant="normal",  # normal: rectangles | scar | union
+                level="image",  # image: the whole copy is augmented, then cut | patch: cut, then augmented
+                perm_mode="halves",  # halves | quadrants
+                mask_mode="paste",  # paste | diff: only where something changed
+                min_change=0.0,  # draw again while the mean change over the paste is smaller, in [0, 1]
+                source="same",  # same image | other image of the category
+                allow_identity=False,  # of rotation and permutation, as CSI's code
+            ),
+            seg_loss="l1",  # eq. 2: l1 | bce | balanced_l1, against the collapse to a map of ones
+            w_seg=1.0,
+            w_re=1.0,
+            w_adv=0.01,  # pix2pix's ratio; as printed: 1
+            adv_ramp=0,  # steps over which w_adv climbs from 0
+            gan_loss="ns",  # ns | minimax: eq. 3 as printed | lsgan
+            g_steps=1,  # steps of the segmenter for one of the critic; ALOCC takes 2
+            d_image_masked=False,  # the critic sees each image times its map
+            ema=0.0,  # 0.999: predict with a moving average of the segmenter
+            detector=dict(  # the second stage: section 3.4, Appendix A
+                enabled=True,
+                feature_matching=True,  # L_fea (Table 5)
+                input_map=True,  # False: neither network sees the map (Table 5)
+                anomaly_cls=True,  # L_cls (Table 5)
+                g_input="image_map",  # image_map | image: what the generator sees beside coordinates
+                w_re=1.0,
+                w_adv=0.01,
+                w_fea=1.0,
+                cls_dup_real=True,  # the real term that eq. 6 and L_cls both print counts twice
+                pre_activation=False,  # f of eq. 5 before BatchNorm and LeakyReLU of Conv 7
+                alpha=1.0,  # eq. 5
+                beta=0.1,
+            ),
+        ),
+    ),
     "siamese_unet": lambda: (
         dict(contrast=3000, deviate=1000),
         # The paper gives none of these numbers; what is chosen and why: methods/siamese_unet.py, losses/, the README.
@@ -145,7 +192,7 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 momentum=0.9,  # sgd
                 weight_decay=0.0,
                 clip=0.0,  # the norm that gradients are scaled down to; 0: never
-                schedule="constant",  # constant | cosine
+                schedule="constant",  # constant | cosine | constant_linear: the first half, then in a line to 0
                 warmup=0,  # steps
             ),
             score=dict(
@@ -199,7 +246,7 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "backbone.name", BACKBONES)
     _one_of(config, "train.precision", ("auto", "float32", "bfloat16"))
     _one_of(config, "optim.name", ("adam", "adamw", "sgd"))
-    _one_of(config, "optim.schedule", ("constant", "cosine"))
+    _one_of(config, "optim.schedule", ("constant", "cosine", "constant_linear"))
     _one_of(config, "score.interpolation", ("bilinear", "bilinear_corners", "nearest"))
     _one_of(config, "score.reduction", ("max", "mean", "top1%"))
     _one_of(config, "eval.metrics", ("exact", "binned"))

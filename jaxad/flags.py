@@ -10,7 +10,7 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -88,8 +88,12 @@ def _overrides(argv: Sequence[str], config: ConfigDict) -> list[str]:
     return result
 
 
-def parse(argv: Sequence[str], own: flags.FlagValues, usage: str) -> tuple[ConfigDict, flags.FlagValues] | None:
+def parse(
+    argv: Sequence[str], own: flags.FlagValues, usage: str, adapt: Callable[[ConfigDict], None] | None = None
+) -> tuple[ConfigDict, flags.FlagValues] | None:
     """(config, own flags) of a command line; None after printing `usage` and the flags for --help.
+
+    adapt(config): sets what the command decides itself, before the config is checked.
 
     Raises `UserError` for anything else that cannot be understood.
     """
@@ -122,6 +126,8 @@ def parse(argv: Sequence[str], own: flags.FlagValues, usage: str) -> tuple[Confi
         raise UserError(f"a --config value could not be understood: {' '.join(str(error).split())}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: settings are given as --config.KEY=VALUE")
+    if adapt:
+        adapt(own.config)
     configs.check(own.config)
     return own.config, own
 

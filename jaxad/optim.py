@@ -14,7 +14,7 @@ import optax
 from jaxad.errors import UserError
 
 OPTIMISERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "constant_linear")
 
 
 def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> optax.Schedule:
@@ -22,7 +22,8 @@ def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> 
 
     The first `warmup` steps climb in equal parts: lr/warmup, 2 lr/warmup, ..., lr. Then 'constant' keeps lr, and
     'cosine' follows half a cosine over the steps that remain, from lr at the first to 0 after the last (Loshchilov and
-    Hutter 2017, eq. 5, one period; PyTorch's CosineAnnealingLR with T_max = steps - warmup).
+    Hutter 2017, eq. 5, one period; PyTorch's CosineAnnealingLR with T_max = steps - warmup). 'constant_linear' keeps lr
+    for the first half of them and falls in a line to 0 over the second (CycleGAN's).
 
     >>> [round(float(schedule(0.8, 6, "cosine", warmup=2)(step)), 3) for step in range(7)]
     [0.4, 0.8, 0.8, 0.683, 0.4, 0.117, 0.0]
@@ -36,8 +37,12 @@ def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> 
     def rate(step):
         step = jnp.asarray(step, jnp.float32)
         rest = jnp.clip((step - warmup) / period, 0.0, 1.0)
-        after = lr * 0.5 * (1.0 + jnp.cos(jnp.pi * rest)) if name == "cosine" else jnp.full_like(step, lr)
-        return jnp.where(step < warmup, lr * (step + 1.0) / max(warmup, 1), after)
+        after = {
+            "constant": jnp.ones_like(rest),
+            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * rest)),
+            "constant_linear": jnp.minimum(2.0 - 2.0 * rest, 1.0),
+        }[name]
+        return lr * jnp.where(step < warmup, (step + 1.0) / max(warmup, 1), after)
 
     return rate
 

@@ -65,6 +65,17 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def agreed(value: bool) -> bool:
+    """What the main process says, on every process: a clock, for one, differs between them."""
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value))) if jax.process_count() > 1 else value
+
+
+def peak_bytes(mesh: Mesh) -> int | None:
+    """The most bytes that one of this process's devices has held since the process began; None where none tells."""
+    told = [device.memory_stats() or {} for device in mesh.local_devices]
+    return max((stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats), default=None)
+
+
 def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxad import checkpoint, sharding
 from jaxad.errors import NonFiniteLoss
 from jaxad.log import Log, Meter
-from jaxad.types import SKIPPED, Array, Data, DataSpec, Stage, TrainState
+from jaxad.types import SKIPPED, Array, Batch, Data, DataSpec, Metrics, Stage, TrainState
 
 
 def stage_keys(seed: int, stage: str) -> tuple[Array, Array]:
@@ -32,6 +32,16 @@ def stage_keys(seed: int, stage: str) -> tuple[Array, Array]:
 def build(stage: Stage, spec: DataSpec, carry: TrainState | None, seed: int) -> TrainState:
     """The state of a stage at step 0."""
     return stage.update.init(stage.init(stage_keys(seed, stage.name)[0], spec, carry))
+
+
+def one_step(stage: Stage) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+    """The step of a stage: (state, batch, the second of `stage_keys`) -> (state of the next step, metrics)."""
+
+    def step_fn(state, batch, key):
+        state, metrics = stage.update.apply(state, batch, jax.random.fold_in(key, state.step))
+        return state.replace(step=state.step + 1), metrics
+
+    return step_fn
 
 
 def steps_of(stage: Stage, data: Data) -> int:
@@ -125,7 +135,7 @@ def train(
     """
     steps = steps_of(stage, data)
     rows = sharding.my_rows(mesh, stage.feed.batch_size)
-    step_key = stage_keys(seed, stage.name)[1]
+    step_fn, step_key = one_step(stage), stage_keys(seed, stage.name)[1]
     shapes = jax.eval_shape(lambda: build(stage, data.spec, carry, seed))
     target = checkpoint.abstract(shapes, mesh)
     finished = checkpoint.abstract(jax.eval_shape(stage.finish, shapes), mesh)
@@ -137,10 +147,6 @@ def train(
         if done is not None:
             log.say(f"{stage.name}: already done")
             return done[0], done[1]["seconds"]
-
-        def step_fn(state, batch, key):
-            state, metrics = stage.update.apply(state, batch, jax.random.fold_in(key, state.step))
-            return state.replace(step=state.step + 1), metrics
 
         with checkpoint.Checkpoints(os.path.join(folder, "steps"), config.checkpoint.keep) as checkpoints:
             found = checkpoints.restore(target)

@@ -61,10 +61,15 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class AnomalyMap(NamedTuple):
-    """pixel: f32[B, H, W], image: f32[B]; larger = more anomalous, raw, never rescaled by test-set extremes."""
+    """pixel: f32[B, H, W], image: f32[B]; larger = more anomalous, raw, never rescaled by test-set extremes.
+
+    extras: what a reader of the results wants to look at beside them, by name; nothing is decided by it.
+    f32[B]: another score of the image, larger = more anomalous · f32[B, H, W, 3] in [0, 1]: a picture.
+    """
 
     pixel: Array
     image: Array
+    extras: Mapping[str, Array] = {}
 
 
 Metrics = dict[str, Array]  # {name: f32[]}
@@ -183,6 +188,8 @@ class Stage:
     init(key, spec, carry) -> state (before `update.init`); carry is the finished state of the stage before, or None.
     finish(state) -> state: pure, traceable; what the next stage and `predict` see.
     predict(state, batch) -> AnomalyMap, on a finished state; None where the stage predicts nothing.
+    map_range: the ends of the scale that map values are on by construction, (0, 1) of a probability; None: they are on
+    none, as distances are not.
     """
 
     name: str
@@ -192,17 +199,23 @@ class Stage:
     update: Update
     finish: Callable[[TrainState], TrainState] = lambda state: state
     predict: Callable[[TrainState, Batch], AnomalyMap] | None = None
+    map_range: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What `predict` said of a whole split, on the host; row i belongs to records[i]."""
+    """What `predict` said of a whole split, on the host; row i belongs to records[i].
+
+    extras: f32[N] scores, u8[N, H, W, 3] pictures · map_range: the stage's.
+    """
 
     records: tuple[Record, ...]
     scores: np.ndarray  # f32[N]
     maps: np.ndarray  # f32[N, H, W]
     masks: np.ndarray  # bool[N, H, W]
     ms_per_image: float  # wall time of compiled `predict`, without loading
+    extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    map_range: tuple[float, float] | None = None
 
     @property
     def labels(self) -> np.ndarray:

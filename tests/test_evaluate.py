@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 
@@ -108,6 +109,49 @@ def test_scores_that_are_not_finite_say_how_many():
         return AnomalyMap(jnp.broadcast_to(broken[:, None, None], batch.mask.shape), jnp.ones(batch.index.shape))
 
     with pytest.raises(RuntimeError, match=r"3 of 11 images .*not finite, the first is cat/test/001.png"):
+        evaluate.predictions(stage(predict), STATE, Served(11), batch_size=4, seed=0)
+
+
+def with_extras(state, batch):
+    pixel = batch.image[..., 0]
+    picture = jnp.stack([batch.image[..., 0] * 3.0, pixel * 0.0 + 2.0, pixel - 1.0], axis=-1)
+    return AnomalyMap(pixel, pixel[:, 0, 0], {"sum": jnp.sum(pixel, axis=(1, 2)), "picture": picture})
+
+
+def test_extras_come_back_in_index_order_without_padding_and_pictures_as_bytes():
+    ranged = dataclasses.replace(stage(with_extras), map_range=(0.0, 1.0))
+    found = evaluate.predictions(ranged, STATE, Served(11), batch_size=4, seed=5)
+    assert found.map_range == (0.0, 1.0) and set(found.extras) == {"sum", "picture"}
+    values = np.arange(11, dtype=np.float32) * np.float32(0.01)
+    assert found.extras["sum"].dtype == np.float32 and found.extras["picture"].dtype == np.uint8
+    np.testing.assert_allclose(found.extras["sum"], values * SIZE**2, rtol=1e-6)
+    assert found.extras["picture"].shape == (11, SIZE, SIZE, 3)
+    red = np.rint(255 * values * np.float32(3))[:, None, None]
+    np.testing.assert_array_equal(found.extras["picture"][..., 0], np.broadcast_to(red, (11, SIZE, SIZE)))
+    assert (found.extras["picture"][..., 1] == 255).all() and (found.extras["picture"][..., 2] == 0).all()  # clipped
+    left = evaluate.without_drawn(found, 0, 1)
+    keep = [record in left.records for record in found.records]
+    assert left.map_range == (0.0, 1.0) and len(left.extras["sum"]) == sum(keep) == 10
+    np.testing.assert_array_equal(left.extras["picture"], found.extras["picture"][keep])
+
+
+@pytest.mark.parametrize("name", ["sum", "picture"])
+def test_extras_that_are_not_finite_are_named(name):
+    def predict(state, batch):
+        made = with_extras(state, batch)
+        rows = (batch.index % 4 == 1).reshape((-1,) + (1,) * (made.extras[name].ndim - 1))
+        return made._replace(extras={**made.extras, name: jnp.where(rows, jnp.nan, made.extras[name])})
+
+    with pytest.raises(RuntimeError, match=rf"3 of 11 images .* got {name} that is not finite.*cat/test/001.png"):
+        evaluate.predictions(stage(predict), STATE, Served(11), batch_size=4, seed=0)
+
+
+@pytest.mark.parametrize("shape, said", [((4, 6), r"\[4, 6\]"), ((4, 6, 6, 1), r"\[4, 6, 6, 1\]"), ((), r"\[\]")])
+def test_an_extra_of_another_rank_is_named(shape, said):
+    def predict(state, batch):
+        return AnomalyMap(batch.image[..., 0], batch.image[:, 0, 0, 0], {"odd": jnp.zeros(shape)})
+
+    with pytest.raises(TypeError, match=rf"the extra 'odd' of an AnomalyMap is {said}: make it \[B\]"):
         evaluate.predictions(stage(predict), STATE, Served(11), batch_size=4, seed=0)
 
 
@@ -223,6 +267,47 @@ def test_the_metrics_after_each_stage_stand_in_the_result():
     result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0, stages=stages)
     assert result["stages"] == stages and stages["one"]["aupro_0.3"] == result["aupro_0.3"]
     assert evaluate.glance(predictions([0, 1, 0], masks=False))["pixel_auroc"] is None
+
+
+def test_extra_scores_are_ranked_and_their_size_told():
+    found = predictions([0, 1, 0, 1])
+    assert "scores" not in evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0)
+    pictures = np.zeros((4, 2, 2, 3), np.uint8)
+    extras = {"b": np.float32([1, 3, 2, 1.5]), "picture": pictures, "a": np.float32([4, 1, 3, 2])}
+    result = evaluate.category_result(dataclasses.replace(found, extras=extras), LIMIT, n_train=1, fit_seconds=0)
+    assert result["scores"] == {
+        "b": {"image_auroc": 0.75, "mean_normal": 1.5, "mean_anomalous": 2.25},
+        "a": {"image_auroc": 0.0, "mean_normal": 3.5, "mean_anomalous": 1.5},
+    }
+    normals = dataclasses.replace(predictions([0, 0, 0, 0]), extras=extras)
+    score = evaluate.category_result(normals, LIMIT, n_train=1, fit_seconds=0)["scores"]["b"]
+    assert score == {"image_auroc": None, "mean_normal": 1.875, "mean_anomalous": None}
+
+
+def test_iou_is_on_the_maps_own_scale_or_on_their_extremes():
+    found = predictions([0, 1, 0, 1, 1])
+    result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0)
+    ours, low, high = result["iou"], float(found.maps.min()), float(found.maps.max())
+    assert (ours["points"], ours["range"], ours["normalised"]) == (10_000, [low, high], True)
+    at, curve = metrics.iou_curve(found.maps, found.masks, thresholds=np.linspace(low, high, 10_000))
+    assert ours["oracle_max"] == curve.max() and ours["oracle_max"] <= result["iou_max"]
+    assert ours["oracle_threshold"] == pytest.approx(at[curve == curve.max()][-1], abs=1e-12)
+    bad = found.labels
+    defective = metrics.iou_steps(found.maps[bad], found.masks[bad], low, high)
+    assert ours["oracle_max_defect_only"] == defective.pooled.max() > ours["oracle_max"]
+    assert ours["oracle_max_per_image"] == defective.per_image.max()
+
+    ranged = dataclasses.replace(found, map_range=(0.0, 2.0))
+    ours = evaluate.category_result(ranged, LIMIT, n_train=1, fit_seconds=0)["iou"]
+    assert (ours["range"], ours["normalised"]) == ([0.0, 2.0], False)
+    assert ours["at_half"] == metrics.iou_curve(found.maps, found.masks, thresholds=[1.0])[1][0]
+
+
+def test_iou_that_does_not_exist_is_none_with_a_reason():
+    clean = evaluate.category_result(predictions([0, 0]), LIMIT, n_train=1, fit_seconds=0)
+    assert clean["iou"] is None and clean["notes"]["iou"] == "no anomalous pixels"
+    unmasked = evaluate.category_result(predictions([0, 1], masks=False), LIMIT, n_train=1, fit_seconds=0)
+    assert unmasked["iou"] is None and unmasked["notes"]["iou"] == "no masks"
 
 
 def test_binned_metrics_hold_their_error_bounds():

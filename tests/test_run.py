@@ -82,6 +82,7 @@ def test_a_run_leaves_what_the_contract_names(root, tmp_path):
     assert tile["image_auroc"] == 1.0 and tile["pixel_auroc"] > 0.9
     assert bare["image_auroc"] == 1.0 and bare["pixel_auroc"] is None and "mask" in bare["notes"]["pixel_auroc"]
     assert results["mean"]["pixel_auroc"] == tile["pixel_auroc"]
+    assert results["mean"]["iou"]["oracle_max"] == tile["iou"]["oracle_max"] > 0.5 and bare["iou"] is None
 
     rows = list(csv.DictReader((work / "predictions.csv").open()))
     assert len(rows) == 16
@@ -89,7 +90,7 @@ def test_a_run_leaves_what_the_contract_names(root, tmp_path):
     for row in rows:
         assert (row["decision"] == "anomalous") == (float(row["score"]) > float(row["threshold"]))
     assert len(list((work / "overlays").glob("tile_*.png"))) == 3
-    assert {"tile_roc.png", "tile_pr.png", "tile_pro.png"} <= set(os.listdir(work / "curves"))
+    assert {"tile_roc.png", "tile_pr.png", "tile_pro.png", "iou.png", "iou.csv"} <= set(os.listdir(work / "curves"))
     saved = json.loads((work / "config.json").read_text())
     assert saved["data"]["category"] == "all" and saved["patchcore"]["coreset"] == 0.1
     environment = json.loads((work / "environment.json").read_text())

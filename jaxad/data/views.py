@@ -155,6 +155,7 @@ OPS: dict[str, Callable | str] = {
     "rotated": rotated,
     "nsa": "jaxad.data.synthesis.nsa:nsa",
     "real_anomaly": "jaxad.data.synthesis.real:real_anomaly",
+    "cutpaste": "jaxad.data.synthesis.cutpaste:cutpaste",
 }
 
 

@@ -12,18 +12,20 @@ import numpy as np
 from jaxad.metrics import pro, ranking
 from jaxad.metrics.binned import PixelBins, RankSketch, binned_pixel_metrics
 from jaxad.metrics.bootstrap import bootstrap_auroc
-from jaxad.metrics.iou import iou_curve
+from jaxad.metrics.iou import IouSteps, iou_curve, iou_steps
 from jaxad.metrics.pro import pro_curve
 from jaxad.metrics.ranking import pr_curve, roc_curve
 from jaxad.metrics.threshold import oracle_f1_threshold, quantile_threshold
 
 __all__ = [
+    "IouSteps",
     "PixelBins",
     "RankSketch",
     "binned_pixel_metrics",
     "bootstrap_auroc",
     "image_metrics",
     "iou_curve",
+    "iou_steps",
     "oracle_f1_threshold",
     "pixel_metrics",
     "pr_curve",

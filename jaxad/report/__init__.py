@@ -4,7 +4,9 @@
     W/predictions.csv                one line per test image: score, threshold, decision
     W/overlays/CATEGORY_000_*.png    one panel per image, the worst mistakes first
     W/sheets/CATEGORY.png            all at one glance
+    W/sheets/CATEGORY_maps.png       maps on a scale of their own before thresholding, and other pictures of the method
     W/curves/CATEGORY_*.{png,csv}    ROC, precision-recall, PRO, IoU, and the scores with the threshold
+    W/curves/iou.{png,csv}           IoU against the threshold on the map's scale, all categories and their mean
 
 `category` is called once per category, while its maps are in memory; `write` once at the end, so that results.json
 exists only where everything else does. Every file is whole or not there; the same predictions give the same bytes.
@@ -19,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxad.report import files, targets
+from jaxad.metrics import IouSteps
+from jaxad.report import files, iou, targets
 from jaxad.report.tables import METRICS, plain, show, summary_lines
 
 if TYPE_CHECKING:
@@ -35,11 +38,13 @@ _WORDS = {False: "normal", True: "anomalous"}
 class Entry(NamedTuple):
     """What remains of a category once its maps are gone.
 
-    result: its part of results.json · rows: its lines of predictions.csv, in COLUMNS' order.
+    result: its part of results.json · rows: its lines of predictions.csv, in COLUMNS' order, then the extra scores ·
+    iou: its curve, where there are masks.
     """
 
     result: dict[str, Any]
     rows: list[tuple[str, ...]]
+    iou: IouSteps | None = None
 
 
 def category(
@@ -70,6 +75,7 @@ def category(
 
     spec = data.spec
     limit = decision.threshold(normals, source=decision.threshold_split(spec), **config["threshold"])
+    steps = evaluate.iou_steps(test)
     result = evaluate.category_result(
         test,
         limit,
@@ -80,6 +86,7 @@ def category(
         stages=stages,
         # Where anomalies did move, the test set lacks them already.
         n_drawn=0 if config["data"]["n_anomalies"] else config["eval"]["without_drawn"],
+        steps=steps,
     )
     paper = targets.of_run(config, spec.dataset, spec.category)
     if paper:
@@ -95,16 +102,29 @@ def category(
         count=drawn["overlays"],
         curves=drawn["curves"],
     )
-    return Entry(result, csv_rows(spec.category, test, limit))
+    return Entry(result, csv_rows(spec.category, test, limit), steps)
 
 
 def csv_rows(category: str, found: Predictions, limit: Threshold) -> list[tuple[str, ...]]:
-    """The lines of predictions.csv for one category, in COLUMNS' order. The numbers read back as the same float32."""
+    """The lines of predictions.csv for one category: COLUMNS, then each extra score.
+
+    The numbers read back as the same float32.
+    """
     called = limit.calls(found.scores)
     value = str(np.float32(limit.image))
+    extra = [values for values in found.extras.values() if values.ndim == 1]
     return [
-        (category, record.path, record.defect, _WORDS[record.label], str(np.float32(score)), value, _WORDS[bool(call)])
-        for record, score, call in zip(found.records, found.scores, called, strict=True)
+        (
+            category,
+            record.path,
+            record.defect,
+            _WORDS[record.label],
+            str(np.float32(found.scores[row])),
+            value,
+            _WORDS[bool(called[row])],
+            *(str(np.float32(values[row])) for values in extra),
+        )
+        for row, record in enumerate(found.records)
     ]
 
 
@@ -119,26 +139,29 @@ def pictures(
     count: int = 20,
     curves: bool = True,
 ) -> None:
-    """Writes the overlays, the sheet and the curves of one category, and removes those of an earlier run.
+    """Writes the overlays, the sheets and the curves of one category, and removes those of an earlier run.
 
     Args:
       found, limit: predictions of the test split and its threshold.
       result: what `evaluate.category_result` made of them.
       image_of: row of the test split -> u8[H, W, 3], resized as the batches were.
-      count: overlays to draw; 0: none.
+      count: overlays to draw; 0: no sheets either.
       curves: whether to draw the curves.
 
     Raises:
       UserError: a file cannot be written.
     """
     from jaxad.report import curves as _curves
-    from jaxad.report import drawing, overlays
+    from jaxad.report import drawing, maps, overlays
 
     workdir = pathlib.Path(workdir)
     overlays.write(workdir / "overlays", category, found, limit, image_of, count)
     if count:
         picture = overlays.sheet(category, found, limit, image_of)
         files.write_bytes(workdir / "sheets" / f"{files.safe_name(category)}.png", drawing.png(picture))
+    if count and (found.map_range or maps.extras(found)):
+        picture = maps.sheet(category, found, limit, image_of)
+        files.write_bytes(workdir / "sheets" / f"{files.safe_name(category)}_maps.png", drawing.png(picture))
     if curves:
         _curves.write(workdir / "curves", category, found, limit, result)
 
@@ -146,32 +169,40 @@ def pictures(
 def write(
     workdir: str | os.PathLike, config: Mapping[str, Any], entries: Mapping[str, Entry], commit: str
 ) -> dict[str, Any]:
-    """Writes predictions.csv, then results.json, and returns what results.json holds.
+    """Writes predictions.csv, the IoU of all categories, then results.json, and returns what results.json holds.
 
     Args:
-      config: its `method` and `seed` are recorded; `data` and the method's keys say what the paper has for the mean.
+      config: its `method` and `seed` are recorded; `data` and the method's keys say what the paper has for the mean;
+        `report.curves` whether the IoU is drawn.
       entries: {category: what `category` returned}.
       commit: of the code that ran.
     """
     workdir = pathlib.Path(workdir)
     categories = {name: entry.result for name, entry in entries.items()}
+    steps = {name: entry.iou for name, entry in entries.items() if entry.iou is not None}
     results = {
         "method": config["method"],
         "commit": commit,
         "seed": config["seed"],
         "categories": categories,
-        "mean": mean(categories),
+        "mean": mean(categories, steps),
     }
     paper = targets.of_mean(config, list(categories))
     if paper:
         results["mean"]["paper"] = paper
-    files.write_csv(workdir / "predictions.csv", COLUMNS, [row for entry in entries.values() for row in entry.rows])
+    extra = next((tuple(result.get("scores", ())) for result in categories.values()), ())  # the same in all
+    rows = [row for entry in entries.values() for row in entry.rows]
+    files.write_csv(workdir / "predictions.csv", (*COLUMNS, *extra), rows)
+    if config.get("report", {}).get("curves"):
+        iou.write(workdir / "curves", steps)
     files.write_json(workdir / "results.json", results)
     return results
 
 
-def mean(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def mean(categories: Mapping[str, Mapping[str, Any]], steps: Mapping[str, IouSteps] | None = None) -> dict[str, Any]:
     """The mean of each metric over the categories that have it; None where none has. Says so in 'notes'.
+
+    steps: {category: its IoU curve}; 'iou' of the mean is what `iou.mean` makes of them.
 
     >>> values = mean({'a': {'image_auroc': 0.5}, 'b': {'image_auroc': 1.0}, 'c': {'image_auroc': None}})
     >>> values['image_auroc'], values['notes']['image_auroc']
@@ -179,11 +210,14 @@ def mean(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     notes = {}
-    for name in METRICS:
+    for name in (*METRICS, "iou") if any("iou" in of for of in categories.values()) else METRICS:
         values = {category: result.get(name) for category, result in categories.items()}
         present = [value for value in values.values() if value is not None]
         absent = [category for category, value in values.items() if value is None]
-        result[name] = float(np.mean(present)) if present else None
+        if name == "iou":
+            result[name] = iou.mean(categories, steps or {})
+        else:
+            result[name] = float(np.mean(present)) if present else None
         if not present:
             notes[name] = "in no category"
         elif absent:

@@ -1,8 +1,13 @@
 """Prints the numbers of finished runs, the paper's beside them where it has any.
 
-  python -m jaxad.report RUN [RUN ...]
+  python -m jaxad.report RUN [RUN ...] [--iou=FILE.png]
 
 RUN is the workdir of a finished run: results.json and config.json in it are read.
+
+--iou=FILE.png also draws IoU against the threshold, a panel per category and one for the mean over the categories that
+all runs have, a colour per run, and writes the numbers to FILE.csv: run, category, threshold, iou. The threshold is a
+place on the scale of the maps, from 0 to 1. Each run's curves/iou.csv is read. Printed for each run: over which
+thresholds its mean IoU stays above every other run's best.
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ from typing import Any
 
 from jaxad.errors import UserError, exit_code
 from jaxad.flags import debug_asked
-from jaxad.report import targets
+from jaxad.report import compare, iou, targets
+
+USAGE = "python -m jaxad.report RUN [RUN ...] [--iou=FILE.png]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,13 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(argument in ("--help", "-help", "-h") for argument in words):
             print(__doc__.strip())
             return
-        unknown = next((argument for argument in words if argument.startswith("-")), None)
-        if unknown:
-            raise UserError(f"unknown flag {unknown!r}: python -m jaxad.report RUN [RUN ...]")
-        if not words:
-            raise UserError("no run given: python -m jaxad.report RUN [RUN ...]")
-        runs = {run: read(run) for run in words}
+        names = [argument for argument in words if not argument.startswith("-")]
+        path = None
+        for flag in (argument for argument in words if argument.startswith("-")):
+            name, _, value = flag.partition("=")
+            if name not in ("--iou", "-iou"):
+                raise UserError(f"unknown flag {flag!r}: {USAGE}")
+            path = compare.check(value)
+        if not names:
+            raise UserError(f"no run given: {USAGE}")
+        runs = {run: read(run) for run in names}
+        curves = {run: iou.read(run) for run in runs} if path else {}
         print(text(runs), flush=True)
+        if path:
+            said = compare.write(path, curves, {run: results["method"] for run, results in runs.items()})
+            print("\n".join(said), flush=True)
 
     return exit_code(body, debug_asked(argv))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import numpy as np
 
 from jaxad import metrics
 from jaxad.decision import Threshold
-from jaxad.report import files
+from jaxad.report import files, plots
 from jaxad.types import Predictions
 
 POINTS = 1000  # of each curve: finer than a picture shows, small enough for a spreadsheet
@@ -30,10 +29,12 @@ def write(
     result: what `evaluate.category_result` returned; its numbers stand in the legends.
     """
     name = files.safe_name(category)
-    written = [files.write_bytes(folder / f"{name}_scores.png", _png(_histogram(category, found, limit)))]
+    written = [files.write_bytes(folder / f"{name}_scores.png", plots.png(_histogram(category, found, limit)))]
     for kind, (lines, columns) in _lines(found, result).items():
         if lines:
-            written.append(files.write_bytes(folder / f"{name}_{kind}.png", _png(_plot(category, kind, lines, limit))))
+            written.append(
+                files.write_bytes(folder / f"{name}_{kind}.png", plots.png(_plot(category, kind, lines, limit)))
+            )
             rows = [
                 (line[0].split(" ")[0], *(f"{value:.9g}" for value in point[: len(columns)]))
                 for line in lines
@@ -67,21 +68,6 @@ def _lines(found: Predictions, result: Mapping[str, Any]) -> dict[str, tuple[lis
     return lines
 
 
-def _figure(title: str, x: str, y: str):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 4.2), dpi=110)
-    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.13, top=0.92)
-    axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e6e8", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
 def _plot(category: str, kind: str, lines: list[Line], limit: Threshold):
     words = {
         "roc": ("ROC", "false positive rate", "true positive rate"),
@@ -89,7 +75,7 @@ def _plot(category: str, kind: str, lines: list[Line], limit: Threshold):
         "pro": ("per-region overlap", "false positive rate of pixels", "mean overlap per region"),
         "iou": ("IoU", "threshold (raw map value)", "intersection over union"),
     }[kind]
-    figure, axes = _figure(f"{category} · {words[0]}", words[1], words[2])
+    figure, axes = plots.figure(f"{category} · {words[0]}", words[1], words[2])
     for name, x, y, _ in lines:
         colour = NORMAL if name.startswith("image") else ANOMALOUS
         if kind == "pr":  # precision holds back to the recall before it: the area under the steps is the AP
@@ -99,10 +85,10 @@ def _plot(category: str, kind: str, lines: list[Line], limit: Threshold):
     if kind in ("roc", "pr"):
         axes.set_xlim(-0.02, 1.02)
     if kind == "roc":
-        axes.plot([0, 1], [0, 1], color="#b0b4b8", linewidth=1, linestyle=":")
+        axes.plot([0, 1], [0, 1], color=plots.FAINT, linewidth=1, linestyle=":")
     if kind == "pro":
         axes.set_xlim(0, PRO_LIMIT)
-        axes.axvline(0.05, color="#b0b4b8", linewidth=1, linestyle=":")
+        axes.axvline(0.05, color=plots.FAINT, linewidth=1, linestyle=":")
     if kind == "iou":
         axes.axvline(limit.pixel, color=MARK, linewidth=1, linestyle="--", label=f"pixel threshold {limit.pixel:.4g}")
     axes.legend(frameon=False, fontsize=9, loc="best")
@@ -110,7 +96,7 @@ def _plot(category: str, kind: str, lines: list[Line], limit: Threshold):
 
 
 def _histogram(category: str, found: Predictions, limit: Threshold):
-    figure, axes = _figure(f"{category} · image scores", "score (raw)", "images")
+    figure, axes = plots.figure(f"{category} · image scores", "score (raw)", "images")
     low, high = min(found.scores.min(), limit.image), max(found.scores.max(), limit.image)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     for of, colour, word in ((~found.labels, NORMAL, "normal"), (found.labels, ANOMALOUS, "anomalous")):
@@ -119,9 +105,3 @@ def _histogram(category: str, found: Predictions, limit: Threshold):
     axes.axvline(limit.image, color=MARK, linewidth=1.2, linestyle="--", label=f"threshold {limit.image:.4g}")
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # the same bytes whatever the library's version
-    return buffer.getvalue()

@@ -39,17 +39,17 @@ def choose(found: Predictions, limit: Threshold, count: int) -> list[int]:
     for row in map(int, rising):
         rows[outcome(found.records[row].label, float(found.scores[row]), limit)].append(row)
     falling = {name: list(reversed(members)) for name, members in rows.items()}
-    mistakes = _in_turn([rows["miss"], falling["false_alarm"]])
+    mistakes = in_turn([rows["miss"], falling["false_alarm"]])
     types = sorted({found.records[row].defect for row in rows["hit"]})
-    hits = _in_turn([[row for row in falling["hit"] if found.records[row].defect == name] for name in types])
+    hits = in_turn([[row for row in falling["hit"] if found.records[row].defect == name] for name in types])
     right = hits[: len(types)] + falling["pass"][:1] + hits[len(types) :] + falling["pass"][1:]
     mistakes = mistakes[: max(count - len(right), math.ceil(MISTAKES_SHARE * count))]
     return (mistakes + right)[:count]
 
 
-def _in_turn(lists: Sequence[Sequence[int]]) -> list[int]:
+def in_turn(lists: Sequence[Sequence[int]]) -> list[int]:
     """
-    >>> _in_turn([[1, 2, 3], [7]])
+    >>> in_turn([[1, 2, 3], [7]])
     [1, 7, 2, 3]
     """
     return [row for turn in itertools.zip_longest(*lists) for row in turn if row is not None]

@@ -20,6 +20,7 @@ HEADINGS = {
     "iou_max": "IoUmax",
 }
 METRICS = tuple(HEADINGS)  # evaluate.METRICS, without importing jax
+MAY_LACK = (*METRICS, "iou")  # a note of theirs is the reason why they do not exist
 SUMMARY = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO@0.3"}
 Row = tuple[str, ...]
 
@@ -45,7 +46,8 @@ def _cells(values: Mapping[str, Any]) -> Row:
 
 
 def footnotes(results: Mapping[str, Any]) -> list[str]:
-    """Under the table: what the paper has, intervals, thresholds and what they let pass, time, reasons of 'n/a'."""
+    """Under the table: what the paper has, intervals, thresholds and what they let pass, other scores, time, reasons of
+    'n/a'."""
     lines = []
     for category, result in results["categories"].items():
         paper = targets.line(result, results["method"])
@@ -54,6 +56,7 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
         if interval is not None:
             lines.append(f"{category}: image AUROC 95 % interval {interval[0]:.4f} to {interval[1]:.4f} (bootstrap)")
         lines.append(f"{category}: {decisions(result)}")
+        lines += [f"{category}: {extra_scores(result['scores'])}"] if result.get("scores") else []
         lines.append(
             f"{category}: fitted on {result['n_train']} images in {result['fit_seconds']:.1f} s, "
             f"predicts in {result['predict_ms_per_image']:.1f} ms per image"
@@ -81,6 +84,17 @@ def decisions(result: Mapping[str, Any]) -> str:
     )
 
 
+def extra_scores(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    """One line: how well the other scores of an image rank.
+
+    >>> extra_scores({'feature': {'image_auroc': 0.81}, 'map_max': {'image_auroc': None}})
+    'image AUROC of feature 0.8100, map_max n/a'
+    """
+    words = {name: of["image_auroc"] for name, of in scores.items()}
+    parts = (f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in words.items())
+    return f"image AUROC of {', '.join(parts)}"
+
+
 def group_notes(notes: Mapping[str, str]) -> list[str]:
     """Notes with the same text on one line; a metric's note says that it is n/a.
 
@@ -89,7 +103,7 @@ def group_notes(notes: Mapping[str, str]) -> list[str]:
     """
     grouped: dict[tuple[bool, str], list[str]] = {}
     for name, note in notes.items():
-        grouped.setdefault((name in METRICS, note), []).append(name)
+        grouped.setdefault((name in MAY_LACK, note), []).append(name)
     return [f"{', '.join(names)} n/a ({note})" if metric else note for (metric, note), names in grouped.items()]
 
 

@@ -3,7 +3,8 @@
 One line of such a file is one number of one table, in percent as printed: `table, dataset, setting, category, method,
 metric, value, note`. `setting` is 'full' (all normals), '16_shot' or an ablation, `category` a category or 'average',
 `method` the column ('ours_r': with real anomalies, 'ours_s': with synthetic ones), `note` what is wrong with the
-number. A printed average can differ from its rows, so the mean of a run stands beside the mean of the rows.
+number. A column may go over several tables, one for each metric. A printed average can differ from its rows, so the
+mean of a run stands beside the mean of the rows.
 
 A run has targets where its data set is the paper's, under the paper's name for it. jax is not imported.
 """
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 AVERAGE = "average"
-METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO"}
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO", "iou_max": "IoU"}
 N_REAL = 10  # real anomalies that train in "(r)"
 # Table 4 of siamese_unet: (attention, contrastive, deviation) -> (setting, column).
 _ABLATIONS = {
@@ -26,6 +27,20 @@ _ABLATIONS = {
     ("cpam", True, False): ("ablation_left", "wo_finetune"),
     ("cpam", False, True): ("ablation_left", "wo_contrastive"),
     ("cbam", True, False): ("ablation_right", "cbam"),
+}
+# anoseg's segmenter, Table 3: (hard_aug, adversarial, reconstruction, coords) -> column, without a detector.
+_SEGMENTERS = {
+    (False, False, False, False): "table3_base",
+    (True, False, False, False): "table3_hard",
+    (True, True, True, False): "table3_adversarial",
+    (True, True, True, True): "table3_coords",
+}
+# anoseg's detector, Table 5: (feature_matching, input_map, anomaly_cls) -> (setting, column), after a whole segmenter.
+_DETECTORS = {
+    (False, False, False): ("table5", "table5_base"),
+    (True, False, False): ("table5", "table5_feature_matching"),
+    (True, True, False): ("table5", "table5_input_map"),
+    (True, True, True): ("full", "anoseg"),  # its last row is the mean of Table 4
 }
 
 
@@ -77,53 +92,88 @@ def column(config: Mapping[str, Any]) -> Column | None:
         return None
     if method == "reverse_distillation":
         return Column("siamese_unet", setting, "rd")  # its baseline
-    if method != "siamese_unet":
-        return None
-    own = config[method]
+    if method == "siamese_unet":
+        return _siamese_unet(config[method], config["data"], setting)
+    if method == "anoseg" and setting == "full":
+        return _anoseg(config[method])
+    return None
+
+
+def _siamese_unet(own: Mapping[str, Any], data: Mapping[str, Any], setting: str) -> Column | None:
     real = own["anomalies"] == "real"
-    if real and config["data"].get("n_anomalies") != N_REAL:
+    if real and data.get("n_anomalies") != N_REAL:
         return None
     parts = own.get("attention", "cpam"), own.get("contrastive", True), own.get("deviation", True)
     if parts == ("cpam", True, True):
-        return Column(method, setting, "ours_r" if real else "ours_s")
+        return Column("siamese_unet", setting, "ours_r" if real else "ours_s")
     if parts in _ABLATIONS and real and setting == "full":
-        return Column(method, *_ABLATIONS[parts])
+        return Column("siamese_unet", *_ABLATIONS[parts])
+    return None
+
+
+def _anoseg(own: Mapping[str, Any]) -> Column | None:
+    detector = own["detector"]
+    segmenter = _SEGMENTERS.get(tuple(own[key] for key in ("hard_aug", "adversarial", "reconstruction", "coords")))
+    if not detector["enabled"]:
+        return Column("anoseg", "table3", segmenter) if segmenter else None
+    switches = tuple(detector[key] for key in ("feature_matching", "input_map", "anomaly_cls"))
+    if segmenter == "table3_coords" and switches in _DETECTORS:
+        return Column("anoseg", *_DETECTORS[switches])
     return None
 
 
 def beside(of: Column, dataset: str, categories: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{category: {metric: value in [0, 1], 'table': its number, 'column', 'source'[, 'note']}}, of those that have any.
+    """{category: {metric: value in [0, 1], 'table', 'column', 'source'[, 'note']}}, of those that have any.
+
+    'table': the number of the table; a list of numbers where the metrics stand in several.
 
     >>> beside(Column('siamese_unet', 'full', 'ours_r'), 'mvtec_ad', ['screw', 'weave'])
     {'screw': {'image_auroc': 1.0, 'pixel_auroc': 0.997, 'table': 1, 'column': 'ours_r', 'source': 'siamese_unet'}}
     """
-    found: dict[str, dict[str, Any]] = {}
+    printed = _printed(of, dataset)
+    return {name: _entry(of, printed[name]) for name in categories if name in printed}
+
+
+def _printed(of: Column, dataset: str) -> dict[str, dict[str, Target]]:
+    """{category: {metric: what is printed}} of a column."""
+    found: dict[str, dict[str, Target]] = {}
     for target in read(of.source):
         if (target.dataset, target.setting, target.method) == (dataset, of.setting, of.method):
-            entry = found.setdefault(target.category, {"table": target.table, "column": of.method, "source": of.source})
-            entry[target.metric] = round(target.value / 100, 6)
-            if target.note:
-                words = f"{METRICS[target.metric]}: {target.note}"
-                entry["note"] = "; ".join(filter(None, (entry.get("note"), words)))
-    return {category: _in_order(found[category]) for category in categories if category in found}
+            found.setdefault(target.category, {})[target.metric] = target
+    return found
 
 
-def _in_order(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in (*METRICS, "table", "column", "source", "note") if key in entry}
+def _entry(of: Column, cells: Mapping[str, Target]) -> dict[str, Any]:
+    """What `beside` says of one category."""
+    chosen = {key: cells[key] for key in METRICS if key in cells}
+    tables = sorted({target.table for target in chosen.values()})
+    notes = [f"{METRICS[key]}: {target.note}" for key, target in chosen.items() if target.note]
+    return {
+        **{key: round(target.value / 100, 6) for key, target in chosen.items()},
+        "table": tables[0] if len(tables) == 1 else tables,
+        "column": of.method,
+        "source": of.source,
+        **({"note": "; ".join(notes)} if notes else {}),
+    }
 
 
 def mean(of: Column, dataset: str, categories: Sequence[str]) -> dict[str, Any] | None:
-    """The same for the mean over `categories`: of their rows; the printed average where no rows are printed.
+    """The same for the mean over `categories`: of their rows; the printed average of a metric that has no rows.
 
-    None where a category has no row, or where only the average over the whole data set is known.
+    A metric is left out where a category has no row of it, or where only the average over the whole data set is known
+    and these are not all; None where no metric is left.
     """
-    rows = list(beside(of, dataset, categories).values())
-    if len(rows) == len(categories) and rows:
-        metrics = {key: [row[key] for row in rows if key in row] for key in METRICS}
-        values = {key: round(sum(of_key) / len(rows), 6) for key, of_key in metrics.items() if len(of_key) == len(rows)}
-        return {**values, "table": rows[0]["table"], "column": of.method, "source": of.source}
+    printed = _printed(of, dataset)
+    averages = printed.pop(AVERAGE, {})
     whole = {row.category for row in read(of.source) if row.dataset == dataset and row.category != AVERAGE}
-    return beside(of, dataset, [AVERAGE]).get(AVERAGE) if not rows and whole == set(categories) else None
+    cells = {}
+    for key in METRICS:
+        rows = [printed[name][key] for name in categories if key in printed.get(name, ())]
+        if rows and len(rows) == len(categories):
+            cells[key] = rows[0]._replace(value=sum(row.value for row in rows) / len(rows), note="")
+        elif key in averages and whole == set(categories) and not any(key in row for row in printed.values()):
+            cells[key] = averages[key]
+    return _entry(of, cells) if cells else None
 
 
 def of_run(config: Mapping[str, Any], dataset: str, category: str) -> dict[str, Any] | None:
@@ -143,9 +193,15 @@ def where(paper: Mapping[str, Any], method: str) -> str:
 
     >>> where({'table': 1, 'column': 'rd', 'source': 'siamese_unet'}, 'reverse_distillation')
     "siamese_unet's Table 1, rd"
+    >>> where({'table': [1, 2, 4], 'column': 'anoseg', 'source': 'anoseg'}, 'anoseg')
+    'Tables 1, 2 and 4, anoseg'
     """
     of = f"{paper['source']}'s " if paper["source"] != method else ""
-    return f"{of}Table {paper['table']}, {paper['column']}"
+    tables = paper["table"]
+    if isinstance(tables, int):
+        return f"{of}Table {tables}, {paper['column']}"
+    *first, last = map(str, tables)
+    return f"{of}Tables {', '.join(first)} and {last}, {paper['column']}"
 
 
 def line(values: Mapping[str, Any], method: str) -> str | None:

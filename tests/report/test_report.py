@@ -81,6 +81,8 @@ def test_every_promised_file_is_there_and_nothing_else(tmp_path):
         "sheets/screw.png",
         "curves/screw_scores.png",
         *(f"curves/screw_{kind}.{end}" for kind in ("roc", "pr", "pro", "iou") for end in ("png", "csv")),
+        "curves/iou.png",
+        "curves/iou.csv",
     }
     assert sum(name.startswith("overlays") for name in names) == 4
     for name in names:
@@ -144,6 +146,40 @@ def test_predictions_csv_reads_back_to_the_same_numbers_and_decisions(tmp_path):
         assert again == results["categories"][name]["image_auroc"]
 
 
+def test_predictions_csv_has_a_column_per_extra_score(tmp_path):
+    entries = {}
+    for place, name in enumerate(("screw", "tile")):
+        test = predictions((0, 1, 0), seed=place, name=name)
+        pictures = np.zeros((3, 4, 4, 3), np.uint8)
+        test = dataclasses.replace(test, extras={"half": test.scores / 2, "look": pictures, "a": test.scores / 3})
+        entries[name] = report.category(tmp_path, PLAIN, Opened(name), NORMALS, test, fit_seconds=2.0)
+    results = report.write(tmp_path, PLAIN, entries, "abc123")
+    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == (*report.COLUMNS, "half", "a") and len(rows) == 6
+    for row in rows:
+        assert np.float32(row["half"]) == np.float32(row["score"]) / 2
+        assert np.float32(row["a"]) == np.float32(row["score"]) / np.float32(3)
+    assert list(results["categories"]["tile"]["scores"]) == ["half", "a"]
+
+
+def test_maps_on_a_scale_and_pictures_have_a_sheet_unless_pictures_are_off(tmp_path):
+    plain = predictions((0, 1, 1))
+    ranged = dataclasses.replace(plain, map_range=(0.0, 9.0))
+    pictured = dataclasses.replace(plain, extras={"look": np.zeros((3, 4, 4, 3), np.uint8)})
+    scored = dataclasses.replace(plain, extras={"half": plain.scores})
+    none = {**CONFIG, "report": {"overlays": 0, "curves": False}}
+    some = {**CONFIG, "report": {"overlays": 1, "curves": False}}
+    for name, test, config, expected in (
+        ("ranged", ranged, some, True),
+        ("pictured", pictured, some, True),
+        ("scored", scored, some, False),
+        ("off", ranged, none, False),
+    ):
+        report.category(tmp_path / name, config, Opened(), NORMALS, test, fit_seconds=0)
+        assert (tmp_path / name / "sheets/screw_maps.png").exists() == expected
+
+
 def test_running_again_rewrites_the_same_bytes(tmp_path):
     write(tmp_path)
     first = tree(tmp_path)
@@ -162,7 +198,7 @@ def test_nothing_is_drawn_where_nothing_was_asked_for(tmp_path):
     assert set(os.listdir(tmp_path)) - {"overlays"} == {"results.json", "predictions.csv"}
 
 
-@pytest.mark.parametrize("fails_at", [0, 5, 14])
+@pytest.mark.parametrize("fails_at", [0, 5, 14, 17])
 def test_a_disk_that_fills_up_leaves_whole_files_only_and_no_results(tmp_path, monkeypatch, fails_at):
     whole, count, fsync = tmp_path / "whole", [0], os.fsync
     write(whole)

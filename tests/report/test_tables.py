@@ -93,6 +93,17 @@ def test_the_threshold_and_its_mistakes_are_told():
     assert "fitted on 30 images in 2.5 s, predicts in 8.2 ms per image" in text
 
 
+def test_other_scores_stand_on_a_line_of_their_own():
+    scores = {"feature": {"image_auroc": 0.81}, "map_max": {"image_auroc": None}}
+    text = tables.plain(results(screw=category(scores=scores), tile=category()))
+    assert "screw: image AUROC of feature 0.8100, map_max n/a\n" in text and "tile: image AUROC of" not in text
+
+
+def test_iou_that_does_not_exist_is_told_with_the_metrics_that_do_not():
+    text = tables.plain(results(screw=category(iou=None, notes={"iou_max": "no masks", "iou": "no masks"})))
+    assert "screw: iou_max, iou n/a (no masks)" in text
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

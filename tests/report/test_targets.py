@@ -20,17 +20,28 @@ from jaxad.report.targets import Column
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALL = targets.read("siamese_unet")
+ANOSEG = targets.read("anoseg")
+SEGMENTER = ("hard_aug", "adversarial", "reconstruction", "coords")
+DETECTOR = ("feature_matching", "input_map", "anomaly_cls")
 
 
-def values(table, method, metric):
+def values(table, method, metric, source=ALL):
     """{category: value} of one column."""
-    return {t.category: t.value for t in ALL if (t.table, t.method, t.metric) == (table, method, metric)}
+    return {t.category: t.value for t in source if (t.table, t.method, t.metric) == (table, method, metric)}
 
 
 def config(method="siamese_unet", dataset="mvtec_ad", **own):
     data = {"dataset": dataset, "n_shot": own.pop("n_shot", 0), "source": own.pop("source", "")}
     data["n_anomalies"] = own.pop("n_anomalies", 10)
     return {"method": method, "seed": 0, "data": data, method: {"anomalies": "real", **own}}
+
+
+def anoseg(segmenter="TTTT", detector="TTT", **data):
+    """The switches as letters: segmenter in the order of SEGMENTER, detector in that of DETECTOR, '' for none."""
+    own = {name: letter == "T" for name, letter in zip(SEGMENTER, segmenter, strict=True)}
+    parts = {name: letter == "T" for name, letter in zip(DETECTOR, detector or "TTT", strict=True)}
+    own["detector"] = {"enabled": bool(detector), **parts}
+    return {**config("anoseg"), "data": {"dataset": "mvtec_ad", "n_shot": 0, "source": "", **data}, "anoseg": own}
 
 
 def test_every_table_has_its_classes_methods_and_cells_once():
@@ -47,7 +58,66 @@ def test_every_table_has_its_classes_methods_and_cells_once():
     assert {method for setting, method in ablations if setting == "ablation_right"} == {"cbam", "cpam"}
     left = {"wo_cpam", "wo_finetune", "wo_contrastive", "ours"}
     assert {method for setting, method in ablations if setting == "ablation_left"} == left
-    assert {t.metric for t in ALL} == set(targets.METRICS) and all(40 < t.value <= 100 for t in ALL)
+    assert {t.metric for t in ALL} == set(targets.METRICS) - {"iou_max"} and all(40 < t.value <= 100 for t in ALL)
+
+
+def test_every_table_of_anoseg_has_its_classes_methods_and_cells_once():
+    assert len(set((t.table, t.setting, t.category, t.method, t.metric) for t in ANOSEG)) == len(ANOSEG) == 242
+    assert {t.dataset for t in ANOSEG} == {"mvtec_ad"}
+    classes = {t.category for t in ALL if t.table == 1}
+    methods = ["ae_l2", "cavga", "us", "fcdd", "patch_svdd", "spade", "cutpaste", "anoseg"]
+    for method in methods:
+        assert set(values(1, method, "pixel_auroc", ANOSEG)) == classes
+    for method in set(methods) - {"fcdd", "spade"}:
+        assert set(values(4, method, "image_auroc", ANOSEG)) == classes
+    assert values(4, "spade", "image_auroc", ANOSEG) == {"average": 86.0}
+    per_table = [[t for t in ANOSEG if t.table == table] for table in (1, 2, 3, 4, 5)]
+    assert [len(some) for some in per_table] == [8 * 16, 5, 8, 6 * 16 + 1, 4]
+    assert {t.category for table in (2, 3, 5) for t in per_table[table - 1]} == {"average"}
+    assert {(t.table, t.setting) for t in ANOSEG} == {
+        (1, "full"),
+        (2, "full"),
+        (3, "table3"),
+        (4, "full"),
+        (5, "table5"),
+    }
+    assert {t.metric for t in ANOSEG} == {"image_auroc", "pixel_auroc", "iou_max"}
+
+
+@pytest.mark.parametrize(
+    "table, method, metric, category, value",
+    [
+        (1, "anoseg", "pixel_auroc", "capsule", 90.0),
+        (1, "ae_l2", "pixel_auroc", "tile", 51.0),
+        (1, "fcdd", "pixel_auroc", "pill", 81.0),
+        (2, "us", "iou_max", "average", 24.4),
+        (2, "anoseg", "iou_max", "average", 54.2),
+        (3, "table3_adversarial", "iou_max", "average", 52.7),
+        (3, "table3_hard", "pixel_auroc", "average", 94.2),
+        (4, "cutpaste", "image_auroc", "leather", 100.0),
+        (4, "anoseg", "image_auroc", "metal_nut", 95.0),
+        (5, "table5_input_map", "image_auroc", "average", 94.3),
+    ],
+)
+def test_single_cells_of_anoseg_are_those_of_the_paper(table, method, metric, category, value):
+    assert values(table, method, metric, ANOSEG).get(category) == value
+
+
+def test_printed_averages_of_anoseg_are_those_of_their_rows_except_the_one_that_a_note_tells():
+    slips = {}
+    for table, metric in ((1, "pixel_auroc"), (4, "image_auroc")):
+        for method in {t.method for t in ANOSEG if t.table == table}:
+            column = values(table, method, metric, ANOSEG)
+            average = column.pop("average")
+            mean = sum(column.values()) / len(column) if column else average
+            if abs(mean - average) > 0.5 + 1e-9:  # two digits are printed
+                slips[table, method] = round(mean, 1)
+    assert slips == {(4, "us"): 81.1}
+    assert {(t.method, t.category): t.note for t in ANOSEG if t.note} == {
+        ("us", "average"): "rows give 81.1",
+        ("spade", "average"): "no rows printed",
+        ("anoseg", "average"): "the introduction says 96.4",
+    }
 
 
 @pytest.mark.parametrize(
@@ -119,6 +189,29 @@ def test_a_run_is_compared_with_its_own_column_or_with_none(given, expected):
 
 
 @pytest.mark.parametrize(
+    "given, expected",
+    [
+        (anoseg(), Column("anoseg", "full", "anoseg")),
+        (anoseg("FFFF", ""), Column("anoseg", "table3", "table3_base")),
+        (anoseg("TFFF", ""), Column("anoseg", "table3", "table3_hard")),
+        (anoseg("TTTF", ""), Column("anoseg", "table3", "table3_adversarial")),
+        (anoseg("TTTT", ""), Column("anoseg", "table3", "table3_coords")),
+        (anoseg("TTTT", "FFF"), Column("anoseg", "table5", "table5_base")),
+        (anoseg("TTTT", "TFF"), Column("anoseg", "table5", "table5_feature_matching")),
+        (anoseg("TTTT", "TTF"), Column("anoseg", "table5", "table5_input_map")),
+        (anoseg("TFTF", ""), None),  # reconstructs without a critic: figure 8a
+        (anoseg("FFFF"), None),  # the rows of Table 3 have no detector
+        (anoseg("TTTT", "FTT"), None),  # the rows of Table 5 add up
+        (anoseg(n_shot=16), None),
+    ],
+)
+def test_a_run_of_anoseg_is_compared_with_the_row_of_its_switches_or_with_none(given, expected):
+    assert targets.column(given) == expected
+    if expected:
+        assert [t for t in ANOSEG if (t.setting, t.method) == (expected.setting, expected.method)]
+
+
+@pytest.mark.parametrize(
     "variant, expected", [("r", "ours_r"), ("s", "ours_s"), ("r+16shot", "ours_r"), ("", "ours_s")]
 )
 def test_the_variants_of_the_papers_config_are_its_columns(variant, expected):
@@ -154,6 +247,31 @@ def test_what_is_printed_as_an_average_only_needs_all_classes():
     assert (ablated["image_auroc"], ablated["aupro_0.3"], ablated["table"]) == (0.858, 0.957, 4)
 
 
+def test_one_run_has_the_numbers_of_several_tables():
+    classes = sorted(set(values(4, "anoseg", "image_auroc", ANOSEG)) - {"average"})
+    own = {"column": "anoseg", "source": "anoseg"}
+    screw = targets.of_run(anoseg(), "mvtec_ad", "screw")
+    assert screw == {"image_auroc": 0.97, "pixel_auroc": 0.91, "table": [1, 4], **own}
+    told = "image AUROC 0.9000, the paper's 0.970; pixel AUROC n/a, the paper's 0.910 (Tables 1 and 4, anoseg)"
+    assert targets.line({"image_auroc": 0.9, "paper": screw}, "anoseg") == told
+    whole = targets.of_mean(anoseg(), classes)
+    # IoU is printed as an average only, so it stands beside all classes and beside no fewer
+    assert whole == {"image_auroc": 0.961333, "pixel_auroc": 0.968667, "iou_max": 0.542, "table": [1, 2, 4], **own}
+    assert targets.where(json.loads(json.dumps(whole)), "anoseg") == "Tables 1, 2 and 4, anoseg"
+    assert targets.of_mean(anoseg(), classes[1:]).keys() == {"image_auroc", "pixel_auroc", "table", "column", "source"}
+
+
+def test_the_ablations_of_anoseg_have_averages_only():
+    classes = sorted(set(values(4, "anoseg", "image_auroc", ANOSEG)) - {"average"})
+    base = {"column": "table3_base", "source": "anoseg"}
+    found = targets.of_mean(anoseg("FFFF", ""), classes)
+    assert found == {"pixel_auroc": 0.923, "iou_max": 0.492, "table": 3, **base}
+    assert targets.of_mean(anoseg("FFFF", ""), classes[1:]) is None
+    assert targets.of_run(anoseg("FFFF", ""), "mvtec_ad", "screw") is None
+    found = targets.of_mean(anoseg("TTTT", "TFF"), classes)
+    assert (found["image_auroc"], found["table"], "pixel_auroc" in found) == (0.842, 5, False)
+
+
 def test_the_file_is_found_in_a_clone_and_in_a_wheel(tmp_path, monkeypatch):
     for folder in (tmp_path / "clone/configs/targets", tmp_path / "prefix/share/jaxad/targets"):
         monkeypatch.setattr(targets, "__file__", str(tmp_path / "clone/jaxad/report/targets.py"))
@@ -168,9 +286,8 @@ def test_the_file_is_found_in_a_clone_and_in_a_wheel(tmp_path, monkeypatch):
     targets.read.cache_clear()
     monkeypatch.undo()
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
-    assert [str(path.relative_to(ROOT)) for path in ROOT.glob(shipped["share/jaxad/targets"][0])] == [
-        "configs/targets/siamese_unet.csv"
-    ]
+    found = {str(path.relative_to(ROOT)) for path in ROOT.glob(shipped["share/jaxad/targets"][0])}
+    assert found >= {"configs/targets/anoseg.csv", "configs/targets/siamese_unet.csv"}
 
 
 def entry(**changes):
@@ -234,11 +351,11 @@ def test_the_command_prints_runs_beside_the_paper_without_jax(tmp_path):
     done = call(a, b, c)
     assert done.returncode == 0, done.stderr
     lines = [re.split(r"  +", line) for line in done.stdout.splitlines()]
-    assert lines[0][1:] == ["category", "image AUROC", "paper", "pixel AUROC", "paper", "AUPRO"]
-    assert lines[1] == [a, "screw", "0.9712", "0.975", "0.5000", "0.994", "0.5000"]
-    assert lines[3] == [a, "mean", "0.9712", "0.983", "0.5000", "0.995", "0.5000"]
-    assert lines[4] == [b, "screw", "0.9712", "0.970", "0.5000", "0.996", "0.5000"]
-    assert lines[5] == [c, "screw", "0.9712", "0.5000", "0.5000"]
+    assert lines[0][1:] == ["category", "image AUROC", "paper", "pixel AUROC", "paper", "AUPRO", "IoU"]
+    assert lines[1] == [a, "screw", "0.9712", "0.975", "0.5000", "0.994", "0.5000", "0.5000"]
+    assert lines[3] == [a, "mean", "0.9712", "0.983", "0.5000", "0.995", "0.5000", "0.5000"]
+    assert lines[4] == [b, "screw", "0.9712", "0.970", "0.5000", "0.996", "0.5000", "0.5000"]
+    assert lines[5] == [c, "screw", "0.9712", "0.5000", "0.5000", "0.5000"]
     assert f"{a}: siamese_unet, seed 0, commit abc" in done.stdout
     assert f"{a}: paper: Table 1, ours_s\n" in done.stdout
     assert f"{b}: paper: siamese_unet's Table 1, rd\n" in done.stdout

@@ -1,0 +1,92 @@
+"""The sheet of maps before thresholding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxad.decision import Threshold
+from jaxad.report import drawing, maps
+from jaxad.types import Predictions, Record
+
+LIMIT = Threshold(5.0, 4.0, 1.0, "quantile", 0.995, "holdout", 400)
+LEFT, TOP, STEP = 16 + 118, 92, maps.CELL + 5
+
+
+def predictions(defects, value=0.5, size=32, **changes):
+    found = np.full((len(defects), size, size), value, np.float32)
+    masks = np.zeros(found.shape, bool)
+    for row, defect in enumerate(defects):
+        masks[row, :, : size // 2] = defect != "good"
+    records = tuple(Record(f"cat/test/{d}/{row:03}.png", d != "good", d) for row, d in enumerate(defects))
+    made = Predictions(records, found.max(axis=(1, 2)), found, masks, 1.0, map_range=(0.0, 1.0))
+    return dataclasses.replace(made, **changes)
+
+
+def grey(row):
+    return np.full((32, 32, 3), 40 + row, np.uint8)
+
+
+def tile(picture, row, column):
+    pixels = np.asarray(picture)
+    return pixels[TOP + row * STEP :, LEFT + column * STEP :][: maps.CELL, : maps.CELL]
+
+
+def test_defect_types_come_in_turn_then_two_normal_images():
+    found = predictions(["good"] * 3 + ["dent"] * 5 + ["crack"] * 2 + ["scratch"])
+    names = [found.records[row].defect for row in maps.choose(found)]
+    assert names == ["crack", "dent", "scratch", "crack", "dent", "dent", "good", "good"]
+    assert maps.choose(predictions(["good"] * 5)) == [0, 1]
+    assert maps.choose(predictions(["dent"] * 12)) == list(range(8))
+
+
+def test_the_map_is_grey_on_its_own_scale_whatever_else_is_in_it():
+    found = predictions(["dent", "good"])
+    found.maps[0, :8], found.maps[1, :8] = 0.75, 0.0
+    picture = maps.sheet("cat", found, LIMIT, grey)
+    first, second = tile(picture, 2, 0), tile(picture, 2, 1)
+    assert (first[-10:] == 128).all() and (second[-10:] == 128).all()  # 0.5, in maps of other extremes
+    assert (first[:20] == 191).all() and (second[:20] == 0).all()
+    wide = dataclasses.replace(found, map_range=(0.5, 1.5))
+    assert (tile(maps.sheet("cat", wide, LIMIT, grey), 2, 0)[-10:] == 0).all()
+
+
+def test_maps_on_no_scale_have_the_colours_of_the_category():
+    found = predictions(["dent", "good"], value=4.0, map_range=None)
+    drawn = tile(maps.sheet("cat", found, LIMIT, grey), 2, 0)
+    colour = drawing.palette()[drawing.levels(np.float32(4.0), drawing.colour_scale(LIMIT))]
+    assert (drawn == colour).all()
+
+
+def test_rows_are_image_mask_map_and_every_picture_of_the_method():
+    pictures = {name: np.full((2, 16, 16, 3), level, np.uint8) for name, level in (("rebuilt", 200), ("image", 90))}
+    found = predictions(["dent", "good"], extras={**pictures, "score": np.zeros(2, np.float32)})
+    picture = maps.sheet("cat", found, LIMIT, grey)
+    assert picture.size[1] == TOP + 5 * STEP - 5 + 16
+    assert (tile(picture, 0, 0) == 40).all() and (tile(picture, 0, 1) == 41).all()
+    truth = tile(picture, 1, 0)
+    assert (truth[:, : maps.CELL // 2] == 255).all() and (truth[:, maps.CELL // 2 :] == 0).all()
+    assert (tile(picture, 1, 1) == 0).all()
+    assert (tile(picture, 3, 0) == 200).all() and (tile(picture, 4, 1) == 90).all()
+
+
+def test_an_anomaly_that_nobody_drew_is_not_shown_as_normal():
+    found = predictions(["dent", "good"])
+    found.masks[:] = False
+    picture = maps.sheet("cat", found, LIMIT, grey)
+    assert (tile(picture, 1, 0) == maps.NOTHING).all() and (tile(picture, 1, 1) == 0).all()
+
+
+@pytest.mark.parametrize("defects", [["good"], ["dent"], ["a very long name of a defect " * 3] * 9])
+def test_any_mix_of_images_has_a_sheet_that_is_wide_enough_for_its_title(defects):
+    picture = maps.sheet("category " * 40, predictions(defects), LIMIT, grey)
+    assert picture.size[0] > 600 and picture.size[1] == TOP + 3 * STEP - 5 + 16
+
+
+def test_maps_that_are_not_square_keep_their_shape():
+    found = predictions(["dent"])
+    wide = dataclasses.replace(found, maps=found.maps[:, :16], masks=found.masks[:, :16])
+    picture = maps.sheet("cat", wide, LIMIT, lambda row: np.zeros((16, 32, 3), np.uint8))
+    assert picture.size[1] == TOP + 3 * (maps.CELL // 2 + 5) - 5 + 16
