@@ -2,8 +2,10 @@
 
 python -m jaxad.main --config=configs/ablations.py:siamese_unet/wo_cpam --config.data.root=FOLDER --workdir=runs/wo_cpam
 
-Without a row it is siamese_unet/ours; `:small` stands for siamese_unet/ours+small. All rows train on 10 real anomalies,
-as the paper's text says of its models; on MVTec 3D-AD, where its Table 4 was measured (give +small for two cores).
+Without a row it is siamese_unet/ours; `:small` stands for siamese_unet/ours+small (give +small for two cores).
+All rows of siamese_unet train on 10 real anomalies, as the paper's text says of its models, on MVTec 3D-AD, where its
+Table 4 was measured. The rows of anoseg's Table 3 are cumulative and have no detector, those of its Table 5 have the
+whole segmenter.
 """
 
 import os
@@ -11,6 +13,16 @@ import os
 from jaxad import config as configs
 from jaxad.errors import UserError
 from jaxad.flags import load, nearest
+
+
+def _segmenter(*, hard: bool, restored: bool, adversarial: bool, coords: bool) -> dict:
+    parts = {"hard_aug": hard, "reconstruction": restored, "adversarial": adversarial, "coords": coords}
+    return parts | {"detector": {"enabled": False}}
+
+
+def _detector(*, matching: bool, given: bool, classified: bool) -> dict:
+    return {"detector": {"feature_matching": matching, "input_map": given, "anomaly_cls": classified}}
+
 
 # {method: {row: (where it stands, what it changes)}}
 ROWS = {
@@ -26,7 +38,25 @@ ROWS = {
         "cpam": ("Table 4 right, line 2", {"deviation": False}),
         "rd": ("Table 3, Reverse Distillation", {"attention": "none", "contrastive": False, "deviation": False}),
     },
+    "anoseg": {
+        # The base model draws nothing but the map: no image decoder, no critic.
+        "table3_base": (
+            "Table 3, CutPaste only",
+            _segmenter(hard=False, restored=False, adversarial=False, coords=False),
+        ),
+        "table3_hard": ("Table 3, line 2", _segmenter(hard=True, restored=False, adversarial=False, coords=False)),
+        # In none of the paper's tables; fig. 8 (a) discusses what it restores.
+        "recon_no_adv": ("fig. 8 (a)", _segmenter(hard=True, restored=True, adversarial=False, coords=False)),
+        "table3_adversarial": ("Table 3, line 3", _segmenter(hard=True, restored=True, adversarial=True, coords=False)),
+        "table3_coords": ("Table 3, line 4", _segmenter(hard=True, restored=True, adversarial=True, coords=True)),
+        "table5_base": ("Table 5, base", _detector(matching=False, given=False, classified=False)),
+        "table5_feature_matching": ("Table 5, line 2", _detector(matching=True, given=False, classified=False)),
+        "table5_input_map": ("Table 5, line 3", _detector(matching=True, given=True, classified=False)),
+        "table5_cls": ("Table 5, line 4", _detector(matching=True, given=True, classified=True)),
+    },
 }
+# What a method's tables were measured under, as variants of its own config.
+VARIANTS = {"siamese_unet": ("r", "3d")}
 
 
 def get_config(variant: str = ""):
@@ -37,6 +67,6 @@ def get_config(variant: str = ""):
         raise UserError(f"configs/ablations.py has no variant {variant!r}: it is METHOD/ROW with {', '.join(ROWS)}")
     if row not in ROWS[method]:
         raise UserError(f"configs/ablations.py: {method} has no row {row!r}{nearest(row, list(ROWS[method]))}")
-    config = load(f"{os.path.join(os.path.dirname(__file__), method)}.py:{'+'.join(['r', '3d', *own])}")
+    config = load(f"{os.path.join(os.path.dirname(__file__), method)}.py:{'+'.join([*VARIANTS.get(method, ()), *own])}")
     configs.section(config).update(ROWS[method][row][1])
     return config

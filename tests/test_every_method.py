@@ -25,6 +25,8 @@ def tiny(method, devices=1):
     made.mesh.devices = devices
     made.train.log_every = 1
     made.optim.name, made.optim.lr = "sgd", 0.01  # Adam would amplify the order of reductions between device counts
+    if "width_mult" in configs.section(made):
+        configs.section(made).width_mult = 0.0625
     for stage in made.train.steps:
         made.train.steps[stage] = 2
     return made
