@@ -44,6 +44,21 @@ def test_constant_with_warmup_reaches_the_rate_and_stays():
     assert schedule(0.3, 10)(0) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(20, 0), (21, 0), (24, 4), (9, 2)])
+def test_constant_linear_keeps_the_rate_for_half_of_the_steps_and_falls_in_a_line_to_zero(steps, warmup):
+    rate = schedule(0.3, steps, "constant_linear", warmup)
+    after = steps - warmup
+    for step in range(steps + 1):
+        if step < warmup:
+            expected = 0.3 * (step + 1) / warmup
+        elif step - warmup <= after / 2:
+            expected = 0.3
+        else:
+            expected = 0.3 * (steps - step) / (after / 2)
+        assert rate(step) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert rate(steps + 50) == 0.0
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -75,4 +75,4 @@ def _distance(logits: Array, normal: Array) -> Array:
 
 def _called(logits: Array, weight: Array) -> tuple[Array, Array]:
     called = jnp.mean(jax.nn.sigmoid(logits), axis=-1, keepdims=True) < 0.5
-    return jnp.sum(called * weight, axis=(1, 2, 3)), jnp.sum(weight, axis=(1, 2, 3))
+    return jnp.sum(jnp.where(called, weight, 0.0), axis=(1, 2, 3)), jnp.sum(weight, axis=(1, 2, 3))

@@ -270,9 +270,19 @@ def _map(segmenter: Network, variables: Tree, image: Array) -> tuple[Array, dict
     return jnp.mean(jax.nn.sigmoid(drawn["map"]), axis=-1, keepdims=True), drawn
 
 
+def judge_weights(options: Any) -> dict[str, float]:
+    """What each pair weighs for the judge: eq. 6, and L_cls, where a synthetic anomaly is fake although its mask is right.
+
+    The term of real pairs is printed in both. options: config.anoseg.detector.
+    """
+    if not options.anomaly_cls:
+        return {"real": 1.0, "fake": 1.0}
+    return {"real": 2.0 if options.cls_dup_real else 1.0, "fake": 1.0, "synthetic": 1.0}
+
+
 def _detect(config: Any, segmenter: Network, restorer: Network, judge: Network) -> Update:
     """The update of stage 2. Only normal images with a mask of ones are real (eq. 6), and only they are restored."""
-    options, kind = config.anoseg.detector, config.anoseg.gan_loss
+    options, kind, weights = config.anoseg.detector, config.anoseg.gan_loss, judge_weights(config.anoseg.detector)
     new = functools.partial(optimiser, config.optim, config.train.steps.detect)
 
     def restore(params: Tree | None, state: TrainState, batch: Batch) -> tuple[Array, Array, Tree]:
@@ -285,14 +295,13 @@ def _detect(config: Any, segmenter: Network, restorer: Network, judge: Network) 
         restored, found, _ = restore(None, state, batch)
         stats = state.stats["judge"]
         pairs = {"real": (batch.image, jnp.ones_like(found)), "fake": (jax.lax.stop_gradient(restored), found)}
-        if options.anomaly_cls:  # L_cls: a synthetic anomaly is fake although its mask is right
+        if options.anomaly_cls:
             pairs["synthetic"] = (batch.views["anomaly"], _normal(batch.views["anomaly_mask"]))
         terms = {}
         for name, pair in pairs.items():
             judged, stats = judge.apply({"params": params, "batch_stats": stats}, *pair, True)
             pay = adversarial.real if name == "real" else adversarial.fake
-            twice = name == "real" and options.anomaly_cls and options.cls_dup_real
-            terms[name] = (2.0 if twice else 1.0, masked_mean(pay(judged.logit, kind), batch.valid))
+            terms[name] = (weights[name], masked_mean(pay(judged.logit, kind), batch.valid))
         value, metrics = weighted_sum(terms)
         metrics = {f"judge/{name}": term for name, term in metrics.items()}
         return value, Aux(stats={"judge": stats}, metrics=metrics)
