@@ -2,9 +2,9 @@
 
 python -m jaxad.grid --grid=configs/grids/anoseg.py --workdir=runs/anoseg --data=DATA --weights=none
 
-DATA holds `piped/` and `magnetic_tile/`, each with category folders in MVTec AD's layout. Every cell trains the networks
-at a quarter of their channels on 64 pixels, as long as 20 minutes of one core allow; --weights is not used, for nothing
-is pretrained. The fourth rung of the ladder is the first stage of "full".
+DATA holds `piped/` and `magnetic_tile/`, each with category folders in MVTec AD's layout. Every cell trains the
+networks at a quarter of their channels on 64 pixels, as long as 20 minutes of one core allow; --weights is not used,
+for nothing is pretrained. The fourth rung of the ladder is the first stage of "full".
 """
 
 from jaxad.grid import Cell

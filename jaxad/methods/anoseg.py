@@ -271,7 +271,7 @@ def _map(segmenter: Network, variables: Tree, image: Array) -> tuple[Array, dict
 
 
 def judge_weights(options: Any) -> dict[str, float]:
-    """What each pair weighs for the judge: eq. 6, and L_cls, where a synthetic anomaly is fake although its mask is right.
+    """What each pair weighs for the judge: eq. 6, and L_cls, where synthetic anomalies are fake with their right mask.
 
     The term of real pairs is printed in both. options: config.anoseg.detector.
     """
