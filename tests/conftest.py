@@ -54,6 +54,26 @@ def shallow(monkeypatch):
     pretrained._expected.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def quick_compile():
+    """Programs of the module's tests, and of what they call, are compiled without optimisation: in half of the time."""
+    jit, options = jax.jit, {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+    class Quick:
+        def __init__(self, function, **arguments):
+            self.inner = jit(function, **arguments)  # JAX takes options of the outermost program only
+            self.outer = jit(function, **arguments, compiler_options=options)
+            self.lower = self.outer.lower
+
+        def __call__(self, *args, **named):
+            traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, named)))
+            return (self.inner if traced else self.outer)(*args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", Quick)
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_cache() -> str:
     """A folder for prepared data sets, kept between test runs: its key is the listing, so it cannot go stale."""

@@ -14,7 +14,7 @@ from jaxad import evaluate, methods, sharding, train
 from jaxad.log import Log
 
 SIDE = 32
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("shallow", "quick_compile")
 METHODS = sorted(configs.METHODS)
 
 

@@ -34,7 +34,7 @@ def config_of(**options):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shallow_encoder():
+def shallow_encoder(quick_compile):
     """A block a stage: the same program, compiled in less time."""
     with pytest.MonkeyPatch.context() as patch:
         small = resnet.ARCHITECTURES["resnet18"]._replace(base=16, blocks=(1, 1, 1, 1))
