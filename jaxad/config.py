@@ -69,6 +69,9 @@ METHODS = {
                 min_change=0.0,  # draw again while the mean change over the paste is smaller, in [0, 1]
                 source="same",  # same image | other image of the category
                 allow_identity=False,  # of rotation and permutation, as CSI's code
+                area=(0.02, 0.15),  # share of the image that a rectangle covers
+                aspect=0.3,  # the most oblong rectangle, height to width or width to height
+                jitter=0.1,  # strength of the colour jitter of every paste; 0: none
             ),
             seg_loss="l1",  # eq. 2: l1 | bce | balanced_l1, against the collapse to a map of ones
             w_seg=1.0,

@@ -30,10 +30,12 @@ def cells(data: str, weights: str) -> list[Cell]:
         return Cell(f"{LADDER}/{row}/0", f"configs/ablations.py:anoseg/{row}+small", settings(LADDER))
 
     l1 = settings(LADDER) | {"anoseg.seg_loss": "l1"}
+    scar = settings(LADDER) | {"anoseg.cutpaste.variant": "scar"}
     return [
         full(LADDER),
         full("magnetic_tile"),
         *(rung(row) for row in RUNGS),
+        Cell(f"{LADDER}/table3_hard,scar/0", "configs/ablations.py:anoseg/table3_hard+small", scar, note="thin pastes"),
         full("pa_gla01_tl"),
         full("weave,washer"),
         Cell(f"{LADDER}/seg_loss=l1/0", "configs/anoseg.py:small+segment", l1, note="the paper's eq. 2"),

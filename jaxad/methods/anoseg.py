@@ -40,7 +40,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     """'segment', and 'detect' unless config.anoseg.detector.enabled is off. Raises UserError for options at odds."""
     options, steps, batch = config.anoseg, config.train.steps, config.data.batch_size
     _check(options, config, spec)
-    chosen = {"hard": options.hard_aug, **options.cutpaste}
+    chosen = {"hard": options.hard_aug, **options.cutpaste, "area": list(options.cutpaste.area)}
     feed = Feed(batch, split="train_normal", views=(View("anomaly", "cutpaste", chosen),))
 
     decoders = {"map": options.map_channels} | ({"image": 3} if options.reconstruction else {})
@@ -360,7 +360,7 @@ def _predict_detect(config: Any, segmenter: Network, restorer: Network, judge: N
         # Scores of the map alone, to see what the detector adds.
         scores |= {"map_max": maps.image_score(pixel, "max"), "map_top1%": maps.image_score(pixel, TOP)}
         pictures = {"reconstruction": jax.nn.sigmoid(drawn["image"])} if "image" in drawn else {}
-        return AnomalyMap(pixel, image, scores | pictures | {"detector_reconstruction": restored})
+        return AnomalyMap(pixel, image, scores | pictures | {"ad_reconstruction": restored})
 
     return predict
 

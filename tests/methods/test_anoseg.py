@@ -324,7 +324,7 @@ def test_the_score_is_eq_5_of_the_terms_that_it_shows(detecting):
     found = predict(state, batch_of())
     expected = 2.0 * found.extras["feature"] + 0.3 * found.extras["reconstruction_mse"]
     np.testing.assert_allclose(found.image, expected, rtol=1e-5)
-    restored = np.asarray(found.extras["detector_reconstruction"])
+    restored = np.asarray(found.extras["ad_reconstruction"])
     mse = np.mean((np.asarray(batch_of().image) - restored) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(found.extras["reconstruction_mse"], mse, rtol=1e-4)
     np.testing.assert_allclose(found.extras["map_max"], np.asarray(found.pixel).max((1, 2)), rtol=1e-6)
