@@ -31,10 +31,14 @@ def cells(data: str, weights: str) -> list[Cell]:
 
     l1 = settings(LADDER) | {"anoseg.seg_loss": "l1"}
     scar = settings(LADDER) | {"anoseg.cutpaste.variant": "scar"}
+    small = settings(LADDER) | {"anoseg.cutpaste.area": (0.003, 0.03)}
     return [
         full(LADDER),
         full("magnetic_tile"),
         *(rung(row) for row in RUNGS),
+        Cell(
+            f"{LADDER}/table3_hard,small/0", "configs/ablations.py:anoseg/table3_hard+small", small, note="small pastes"
+        ),
         Cell(f"{LADDER}/table3_hard,scar/0", "configs/ablations.py:anoseg/table3_hard+small", scar, note="thin pastes"),
         full("pa_gla01_tl"),
         full("weave,washer"),
