@@ -12,6 +12,7 @@ from jaxad.grid import Cell
 SIZE, SEGMENT, DETECT = 64, 700, 200
 SETS = {"magnetic_tile": "magnetic_tile", "pa_bdp01_tl": "piped", "pa_gla01_tl": "piped"}
 LADDER = "pa_bdp01_tl"
+DETECTORS = ("table5_base", "table5_feature_matching", "table5_input_map")  # the fourth line of Table 5 is "full"
 RUNGS = ("table3_base", "table3_hard", "table3_adversarial", "recon_no_adv")
 
 
@@ -26,9 +27,10 @@ def cells(data: str, weights: str) -> list[Cell]:
     def full(category: str) -> Cell:
         return Cell(f"{category}/full/0", "configs/anoseg.py:small", settings(category))
 
-    def rung(row: str) -> Cell:
-        return Cell(f"{LADDER}/{row}/0", f"configs/ablations.py:anoseg/{row}+small", settings(LADDER))
+    def rung(row: str, **more) -> Cell:
+        return Cell(f"{LADDER}/{row}/0", f"configs/ablations.py:anoseg/{row}+small", settings(LADDER) | more)
 
+    segmented = {"start.run": f"{{workdir}}/{LADDER}/full/0", "start.stage": "segment"}
     l1 = settings(LADDER) | {"anoseg.seg_loss": "l1"}
     scar = settings(LADDER) | {"anoseg.cutpaste.variant": "scar"}
     small = settings(LADDER) | {"anoseg.cutpaste.area": (0.003, 0.03)}
@@ -36,6 +38,7 @@ def cells(data: str, weights: str) -> list[Cell]:
         full(LADDER),
         full("magnetic_tile"),
         *(rung(row) for row in RUNGS),
+        *(rung(row, **segmented) for row in DETECTORS),
         Cell(
             f"{LADDER}/table3_hard,small/0", "configs/ablations.py:anoseg/table3_hard+small", small, note="small pastes"
         ),
