@@ -1,4 +1,4 @@
-"""How a command ends: one clear line and an exit code; a traceback only with --debug.
+"""How a command ends: one clear line and an exit code; a traceback only with --debug. And lines for wrong settings.
 
 0 done · 1 our fault, and non-finite losses · 2 the user's mistake · 130 stopped with Ctrl-C.
 """
@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import errno
+import functools
+import math
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -18,6 +21,39 @@ class UserError(Exception):
 
 class NonFiniteLoss(Exception):
     """A loss became NaN or infinite; the message names the step and the terms; exit code 1."""
+
+
+class Checks:
+    """Complaints about the keys of a config section, one line each, with the key, its value and what it must be.
+
+    options: the section, a tree of mappings · where: its name, 'config.my_method'. Keys may be dotted.
+
+    >>> check = Checks({"loss": {"kind": "l3", "weight": 1.0}}, "config.mine")
+    >>> check.not_negative("loss.weight")
+    >>> try: check.one_of("loss.kind", ("l1", "l2"))
+    ... except UserError as error: print(error)
+    config.mine.loss.kind='l3': it must be one of l1, l2
+    """
+
+    def __init__(self, options: Any, where: str):
+        self.options, self.where = options, where
+
+    def _value(self, name: str) -> Any:
+        return functools.reduce(lambda tree, part: tree[part], name.split("."), self.options)
+
+    def demand(self, ok: bool, name: str, what: str) -> None:
+        """Raises UserError, that key `name` must be `what`, unless `ok`."""
+        if not ok:
+            raise UserError(f"{self.where}.{name}={self._value(name)!r}: it must be {what}")
+
+    def one_of(self, name: str, allowed: Sequence) -> None:
+        """Raises UserError where the value is not one of `allowed`."""
+        self.demand(self._value(name) in allowed, name, f"one of {', '.join(map(str, allowed))}")
+
+    def not_negative(self, *names: str) -> None:
+        """Raises UserError for a number that is negative, infinite or none at all."""
+        for name in names:
+            self.demand(0 <= self._value(name) < math.inf, name, "0 or more")
 
 
 def _chain(error: BaseException | None):

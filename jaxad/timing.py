@@ -16,10 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxad import methods, sharding, train
-from jaxad.errors import NonFiniteLoss, UserError
+from jaxad.errors import UserError
 from jaxad.flags import nearest
 from jaxad.methods import features
-from jaxad.types import SKIPPED, Batch, DataSpec, Metrics, Stage, TrainState, View
+from jaxad.types import Batch, DataSpec, Metrics, Stage, TrainState, View
 
 N_NORMAL, N_HOLDOUT, N_TEST = 200, 20, 50  # made-up counts of images, where config.data.n_shot says nothing else
 WARM_UP = 2  # calls that are not timed
@@ -161,7 +161,9 @@ def _train(
         return state, metrics
 
     row = _row(compiled, compile_seconds, clock.seconds(call), stage.feed.batch_size, mesh)
-    _check_finite(stage.name, int(state.step), metrics)
+    values = {name: float(value) for name, value in metrics.items()}
+    fix = "lower config.optim.lr, or look whether training on real ones says the same"
+    train.check_finite(stage.name, f"after {int(state.step)} steps on random images", values, fix)
     return row, state
 
 
@@ -222,14 +224,3 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int | None] | None:
     total = sizes["arguments"] + sizes["outputs"] + sizes["temporaries"] - sizes["aliased"]
     own = getattr(stats, "peak_memory_in_bytes", 0)
     return {**sizes, "xla_peak": own or None, "peak": max(own, total)}
-
-
-def _check_finite(stage: str, step: int, metrics: Metrics) -> None:
-    values = {name: float(value) for name, value in metrics.items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        terms = ", ".join(f"{name}={value:.6g}" for name, value in values.items() if value != SKIPPED)
-        raise NonFiniteLoss(
-            f"{stage}: {bad[0]} is not finite after {step} steps on random images ({terms}); lower config.optim.lr, or "
-            f"look whether training on real ones says the same"
-        )

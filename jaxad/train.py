@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -89,15 +89,18 @@ def _check_types(stage: str, before: TrainState, after: TrainState) -> None:
             )
 
 
+def check_finite(stage: str, when: str, row: Mapping[str, float], fix: str) -> None:
+    """Raises NonFiniteLoss, with all the terms, where a metric of a step is NaN or infinite."""
+    bad = [name for name, value in row.items() if not np.isfinite(value)]
+    if bad:
+        terms = ", ".join(f"{name}={value:.6g}" for name, value in row.items() if value != SKIPPED)
+        raise NonFiniteLoss(f"{stage}: {bad[0]} is not finite {when} ({terms}); {fix}")
+
+
 def _check_finite(stage: str, first_step: int, rows: list[dict]) -> None:
+    fix = "the last good checkpoint is kept: lower config.optim.lr, or look at the terms in metrics.jsonl"
     for step, row in enumerate(rows, first_step + 1):
-        bad = [name for name, value in row.items() if not np.isfinite(value)]
-        if bad:
-            terms = ", ".join(f"{name}={value:.6g}" for name, value in row.items() if value != SKIPPED)
-            raise NonFiniteLoss(
-                f"{stage}: {bad[0]} is not finite at step {step} ({terms}); the last good checkpoint is kept: lower "
-                f"config.optim.lr, or look at the terms in metrics.jsonl"
-            )
+        check_finite(stage, f"at step {step}", row, fix)
 
 
 @jax.jit

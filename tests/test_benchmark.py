@@ -178,7 +178,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(toy, capsys, argv, said):
 def test_metrics_that_are_not_finite_are_told():
     metrics = {"student/loss": np.float32(np.nan), "cossim": np.float32(0.5), "now and then": np.float32(SKIPPED)}
     with pytest.raises(NonFiniteLoss, match=r"student/loss is not finite after 12 .* \(student/loss=nan, cossim=0.5\)"):
-        timing._check_finite("distil", 12, metrics)
+        train.check_finite("distil", "after 12 steps", metrics, "lower the rate")
 
 
 def test_help_answers_without_jax():

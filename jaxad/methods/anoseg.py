@@ -12,21 +12,20 @@ difference rounds to 0 where the network is sure.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxad import pretrained, updates
+from jaxad.errors import Checks
 from jaxad.losses import adversarial, reconstruction, segmentation
 from jaxad.methods import features
+from jaxad.methods.adversarial import Network, criticise, fresh, run, variables
 from jaxad.models import anoseg as models
 from jaxad.models.backbones import normalise
-from jaxad.models.discriminator import Discriminator, Judgement, channels
+from jaxad.models.discriminator import Discriminator, channels
 from jaxad.optim import optimiser
 from jaxad.scoring import maps
 from jaxad.types import AnomalyMap, Array, Batch, DataSpec, Feed, Stage, TrainState, Tree, UserError, View
@@ -44,13 +43,13 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     feed = Feed(batch, split="train_normal", views=(View("anomaly", "cutpaste", chosen),))
 
     decoders = {"map": options.map_channels} | ({"image": 3} if options.reconstruction else {})
-    segmenter = _generator(config, spec, decoders, given=0)
+    segmenter = _generator(config, spec, decoders)
     critic = _critic(config, spec, planes=3 + options.map_channels)
     segment = Stage(
         "segment",
         feed,
         steps.segment,
-        _init_segment(options, segmenter, critic),
+        _init({"segmenter": segmenter} | ({"critic": critic} if options.adversarial else {})),
         _segment(config, segmenter, critic),
         finish=_average if options.ema else lambda state: state,
         predict=_predict_segment(config, segmenter),
@@ -59,13 +58,13 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     if not options.detector.enabled:
         return (segment,)
     seen = options.detector.input_map
-    restorer = _generator(config, spec, {"image": 3}, given=int(seen and options.detector.g_input == "image_map"))
+    restorer = _generator(config, spec, {"image": 3}, with_map=seen and options.detector.g_input == "image_map")
     judge = _critic(config, spec, planes=4 if seen else 3, pre_activation=options.detector.pre_activation)
     detect = Stage(
         "detect",
         feed if options.detector.anomaly_cls else Feed(batch, split="train_normal"),
         steps.detect,
-        _init_detect(restorer, judge),
+        _init({"restorer": restorer, "judge": judge}),
         _detect(config, segmenter, restorer, judge),
         predict=_predict_detect(config, segmenter, restorer, judge),
         map_range=(0.0, 1.0),
@@ -73,44 +72,37 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     return segment, detect
 
 
-class Network(NamedTuple):
-    """init(key) -> variables · apply(variables, ..., train) -> (result, new BatchNorm averages)."""
+def _generator(config: Any, spec: DataSpec, decoders: dict[str, int], with_map: bool = False) -> Network:
+    """A generator: apply(variables, image: f32[B, H, W, 3], normal: f32[B, H, W, 1], train) -> logits by name.
 
-    init: Callable[[Array], Tree]
-    apply: Callable[..., tuple[Any, Tree]]
-
-
-def _generator(config: Any, spec: DataSpec, decoders: dict[str, int], given: int) -> Network:
-    """A generator: apply(variables, image: f32[B, H, W, 3], given: f32[B, H, W, 1] or None, train) -> logits by name.
-
-    given: how many planes beside the image; coordinates come last.
+    with_map: it sees `normal` beside the image, else that is ignored. Coordinates come last.
     """
     options, backbone = config.anoseg, config.backbone
     dtype, size = features.compute_dtype(config), spec.image_size
     module = models.Generator(decoders, backbone.name, options.width_mult, dtype, options.remat)
     places = models.coordinates(size, size) if options.coords else np.zeros((1, size, size, 0), np.float32)
-    planes = 3 + given + places.shape[-1]
+    planes = 3 + with_map + places.shape[-1]
 
     def init(key: Array) -> Tree:
-        variables = jax.jit(module.init)(key, jnp.zeros((1, size, size, planes)))
+        made = jax.jit(module.init)(key, jnp.zeros((1, size, size, planes)))
         if backbone.weights == "random":
-            return variables
+            return made
         ported = pretrained.load(backbone.name, backbone.weights, ("layer4",), seed=config.seed)
         encoder = dict(ported["params"])
         encoder["conv1"] = {"kernel": models.with_extra_planes(encoder["conv1"]["kernel"], planes)}
         return {
-            "params": {**variables["params"], "encoder": encoder},
-            "batch_stats": {**variables["batch_stats"], "encoder": ported["batch_stats"]},
+            "params": {**made["params"], "encoder": encoder},
+            "batch_stats": {**made["batch_stats"], "encoder": ported["batch_stats"]},
         }
 
-    def apply(variables: Tree, image: Array, extra: Array | None = None, train: bool = False):
+    def apply(own: Tree, image: Array, normal: Array | None = None, train: bool = False):
         if backbone.weights != "random":
             image = normalise(image)
         elif options.input_range == "pm1":
             image = 2.0 * image - 1.0
         where = jnp.broadcast_to(places, (len(image), *places.shape[1:]))
-        joined = jnp.concatenate([image, *([] if extra is None else [extra]), where], axis=-1)
-        return _run(module, variables, joined, train)
+        joined = jnp.concatenate([image, *([normal] if with_map else []), where], axis=-1)
+        return run(module, own, joined, train)
 
     return Network(init, apply)
 
@@ -126,30 +118,19 @@ def _critic(config: Any, spec: DataSpec, planes: int, pre_activation: bool = Fal
     def init(key: Array) -> Tree:
         return jax.jit(module.init)(key, jnp.zeros((1, size, size, planes)))
 
-    def apply(variables: Tree, image: Array, normal: Array, train: bool = False):
+    def apply(own: Tree, image: Array, normal: Array, train: bool = False):
+        if planes == 3:
+            return run(module, own, image, train)
         if options.d_image_masked:
             image = image * jnp.mean(normal, axis=-1, keepdims=True)
-        pair = image if planes == 3 else jnp.concatenate([image, _channels(normal, planes - 3)], axis=-1)
-        return _run(module, variables, pair, train)
+        return run(module, own, jnp.concatenate([image, _channels(normal, planes - 3)], axis=-1), train)
 
     return Network(init, apply)
-
-
-def _run(module: Any, variables: Tree, planes: Array, train: bool) -> tuple[Any, Tree]:
-    if not train:
-        return module.apply(variables, planes), variables["batch_stats"]
-    result, new = module.apply(variables, planes, True, mutable=["batch_stats"])
-    return result, new["batch_stats"]
 
 
 def _channels(normal: Array, n: int) -> Array:
     """A mask of one channel repeated to n; a map that has n already as it is."""
     return normal if normal.shape[-1] == n else jnp.broadcast_to(normal, (*normal.shape[:-1], n))
-
-
-def _at(state: TrainState, name: str, params: Tree | None = None) -> Tree:
-    """The variables of network `name`, with other parameters where a gradient is taken."""
-    return {"params": state.params[name] if params is None else params, "batch_stats": state.stats[name]}
 
 
 def synthetic_rows(rows: int, share: float) -> np.ndarray:
@@ -173,22 +154,14 @@ def _normal(mask: Array, where: Array | bool = True) -> Array:
     return 1.0 - (mask[..., None] & where).astype(jnp.float32)
 
 
-def _init_segment(options: Any, segmenter: Network, critic: Network):
+def _init(networks: dict[str, Network]):
+    """New networks; the segmenter of the stage before, where there is one, is frozen."""
+
     def init(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
-        networks = {"segmenter": segmenter.init(jax.random.fold_in(key, 0))}
-        if options.adversarial:
-            networks["critic"] = critic.init(jax.random.fold_in(key, 1))
-        return _fresh(networks)
+        made = {name: net.init(jax.random.fold_in(key, i)) for i, (name, net) in enumerate(networks.items())}
+        return fresh(made, {"segmenter": variables(carry, "segmenter")} if carry else {})
 
     return init
-
-
-def _fresh(networks: dict[str, Tree], frozen: Tree | None = None) -> TrainState:
-    return TrainState.create(
-        params={name: variables["params"] for name, variables in networks.items()},
-        stats={name: variables["batch_stats"] for name, variables in networks.items()},
-        frozen=frozen,
-    )
 
 
 def _segment(config: Any, segmenter: Network, critic: Network) -> Update:
@@ -196,22 +169,19 @@ def _segment(config: Any, segmenter: Network, critic: Network) -> Update:
 
     The segmenter draws the same in both, so XLA computes its forward pass once.
     """
-    options = config.anoseg
-    kind, new = options.gan_loss, functools.partial(optimiser, config.optim, config.train.steps.segment)
+    options, kind, steps = config.anoseg, config.anoseg.gan_loss, config.train.steps.segment
 
     def critique(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
         image, normal = mixed(batch, options.p_anomaly)
-        drawn, _ = segmenter.apply(_at(state, "segmenter"), image, None, True)
+        drawn, _ = segmenter.apply(variables(state, "segmenter"), image, None, True)
         fake = jax.lax.stop_gradient(jax.tree.map(jax.nn.sigmoid, drawn))
-        # Two batches, as DCGAN trains: BatchNorm sees real and fake apart. Synthetic anomalies with their right mask
-        # are real here (eq. 3 is over x_Seg).
-        on_real, stats = critic.apply(_at(state, "critic", params), image, normal, True)
-        on_fake, stats = critic.apply({"params": params, "batch_stats": stats}, fake["image"], fake["map"], True)
-        return _eq_3(on_real, on_fake, batch.valid, kind, {"critic": stats})
+        # eq. 3. It is over x_Seg: synthetic anomalies with their right mask are real here.
+        pairs = {"real": (image, normal), "fake": (fake["image"], fake["map"])}
+        return criticise(critic, "critic", params, state, pairs, batch.valid, kind)
 
     def draw(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
         image, normal = mixed(batch, options.p_anomaly)
-        drawn, stats = segmenter.apply(_at(state, "segmenter", params), image, None, True)
+        drawn, stats = segmenter.apply(variables(state, "segmenter", params), image, None, True)
         found = segmentation.segmentation(drawn["map"], normal, options.seg_loss)
         terms = {"segmentation": (options.w_seg, masked_mean(found, batch.valid))}  # eq. 2
         if options.reconstruction:
@@ -219,7 +189,7 @@ def _segment(config: Any, segmenter: Network, critic: Network) -> Update:
             terms["reconstruction"] = (options.w_re, _eq_4(image, restored, normal, batch.valid))
         if options.adversarial:
             # The averages that this pass of the critic gives are dropped: it is trained in `critique` alone.
-            judged, _ = critic.apply(_at(state, "critic"), restored, jax.nn.sigmoid(drawn["map"]), True)
+            judged, _ = critic.apply(variables(state, "critic"), restored, jax.nn.sigmoid(drawn["map"]), True)
             ramp = jnp.minimum((state.step + 1) / max(options.adv_ramp, 1), 1.0).astype(jnp.float32)
             paid = masked_mean(adversarial.generator(judged.logit, kind), batch.valid)
             terms["adversarial"] = (options.w_adv * ramp, paid)  # eq. 3
@@ -229,18 +199,10 @@ def _segment(config: Any, segmenter: Network, critic: Network) -> Update:
             metrics[f"synthetic/{name}"] = reconstruction.ratio(called, of)
         return value, Aux(stats={"segmenter": stats}, metrics=metrics)
 
-    parts = [descend(critique, new(), wrt="critic")] if options.adversarial else []
-    parts += [descend(draw, new(), wrt="segmenter")] * options.g_steps
+    parts = [descend(critique, optimiser(config.optim, steps), wrt="critic")] if options.adversarial else []
+    # The schedule counts its own steps, of which there are g_steps in one of the stage.
+    parts += [descend(draw, optimiser(config.optim, steps * options.g_steps), wrt="segmenter")] * options.g_steps
     return sequence(*parts, *([updates.ema("segmenter", "average", options.ema)] if options.ema else []))
-
-
-def _eq_3(on_real: Judgement, on_fake: Judgement, valid: Array, kind: str, stats: Tree) -> tuple[Array, Aux]:
-    terms = {
-        "real": (1.0, masked_mean(adversarial.real(on_real.logit, kind), valid)),
-        "fake": (1.0, masked_mean(adversarial.fake(on_fake.logit, kind), valid)),
-    }
-    value, metrics = weighted_sum(terms)
-    return value, Aux(stats=stats, metrics={f"critic/{name}": term for name, term in metrics.items()})
 
 
 def _eq_4(image: Array, restored: Array, normal: Array, valid: Array) -> Array:
@@ -255,18 +217,9 @@ def _average(state: TrainState) -> TrainState:
     return state.replace(params={**kept, "segmenter": state.params["average"]})
 
 
-def _init_detect(restorer: Network, judge: Network):
-    def init(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
-        drawn = {"restorer": restorer, "judge": judge}
-        networks = {name: net.init(jax.random.fold_in(key, i)) for i, (name, net) in enumerate(drawn.items())}
-        return _fresh(networks, frozen={"segmenter": _at(carry, "segmenter")})
-
-    return init
-
-
-def _map(segmenter: Network, variables: Tree, image: Array) -> tuple[Array, dict[str, Array]]:
+def _map(segmenter: Network, own: Tree, image: Array) -> tuple[Array, dict[str, Array]]:
     """(A_hat f32[B, H, W, 1] of a trained segmenter, all that it draws as logits)."""
-    drawn, _ = segmenter.apply(variables, image)
+    drawn, _ = segmenter.apply(own, image)
     return jnp.mean(jax.nn.sigmoid(drawn["map"]), axis=-1, keepdims=True), drawn
 
 
@@ -283,44 +236,38 @@ def judge_weights(options: Any) -> dict[str, float]:
 def _detect(config: Any, segmenter: Network, restorer: Network, judge: Network) -> Update:
     """The update of stage 2. Only normal images with a mask of ones are real (eq. 6), and only they are restored."""
     options, kind, weights = config.anoseg.detector, config.anoseg.gan_loss, judge_weights(config.anoseg.detector)
-    new = functools.partial(optimiser, config.optim, config.train.steps.detect)
+    steps = config.train.steps.detect
 
     def restore(params: Tree | None, state: TrainState, batch: Batch) -> tuple[Array, Array, Tree]:
         found, _ = jax.lax.stop_gradient(_map(segmenter, state.frozen["segmenter"], batch.image))
-        given = found if options.input_map and options.g_input == "image_map" else None
-        drawn, stats = restorer.apply(_at(state, "restorer", params), batch.image, given, True)
+        drawn, stats = restorer.apply(variables(state, "restorer", params), batch.image, found, True)
         return jax.nn.sigmoid(drawn["image"]), found, stats
 
     def critique(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
         restored, found, _ = restore(None, state, batch)
-        stats = state.stats["judge"]
         pairs = {"real": (batch.image, jnp.ones_like(found)), "fake": (jax.lax.stop_gradient(restored), found)}
         if options.anomaly_cls:
             pairs["synthetic"] = (batch.views["anomaly"], _normal(batch.views["anomaly_mask"]))
-        terms = {}
-        for name, pair in pairs.items():
-            judged, stats = judge.apply({"params": params, "batch_stats": stats}, *pair, True)
-            pay = adversarial.real if name == "real" else adversarial.fake
-            terms[name] = (weights[name], masked_mean(pay(judged.logit, kind), batch.valid))
-        value, metrics = weighted_sum(terms)
-        metrics = {f"judge/{name}": term for name, term in metrics.items()}
-        return value, Aux(stats={"judge": stats}, metrics=metrics)
+        return criticise(judge, "judge", params, state, pairs, batch.valid, kind, weights)
 
     def draw(params: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Aux]:
         restored, found, stats = restore(params, state, batch)
-        on_fake, _ = judge.apply(_at(state, "judge"), restored, found, True)
-        terms = {
+        on_fake, _ = judge.apply(variables(state, "judge"), restored, found, True)
+        terms = {  # A.1
             "reconstruction": (options.w_re, masked_mean(reconstruction.l1(batch.image, restored), batch.valid)),
             "adversarial": (options.w_adv, masked_mean(adversarial.generator(on_fake.logit, kind), batch.valid)),
         }
         if options.feature_matching:  # L_fea; it moves the restorer only
-            on_real, _ = judge.apply(_at(state, "judge"), batch.image, jnp.ones_like(found), True)
+            on_real, _ = judge.apply(variables(state, "judge"), batch.image, jnp.ones_like(found), True)
             apart = adversarial.feature_matching(on_real.features, on_fake.features)
             terms["feature_matching"] = (options.w_fea, masked_mean(apart, batch.valid))
         value, metrics = weighted_sum(terms)
         return value, Aux(stats={"restorer": stats}, metrics=metrics)
 
-    return sequence(descend(critique, new(), wrt="judge"), descend(draw, new(), wrt="restorer"))
+    return sequence(
+        descend(critique, optimiser(config.optim, steps), wrt="judge"),
+        descend(draw, optimiser(config.optim, steps), wrt="restorer"),
+    )
 
 
 def _pixel(config: Any, drawn: dict[str, Array]) -> Array:
@@ -331,12 +278,15 @@ def _pixel(config: Any, drawn: dict[str, Array]) -> Array:
     return maps.anomaly_map(anomalous, size, interpolation=score.interpolation, sigma=score.sigma)
 
 
+def _pictures(drawn: dict[str, Array]) -> dict[str, Array]:
+    return {"reconstruction": jax.nn.sigmoid(drawn["image"])} if "image" in drawn else {}
+
+
 def _predict_segment(config: Any, segmenter: Network):
     def predict(state: TrainState, batch: Batch) -> AnomalyMap:
-        _, drawn = _map(segmenter, _at(state, "segmenter"), batch.image)
+        _, drawn = _map(segmenter, variables(state, "segmenter"), batch.image)
         pixel = _pixel(config, drawn)
-        pictures = {"reconstruction": jax.nn.sigmoid(drawn["image"])} if "image" in drawn else {}
-        return AnomalyMap(pixel, maps.image_score(pixel, config.score.reduction), pictures)
+        return AnomalyMap(pixel, maps.image_score(pixel, config.score.reduction), _pictures(drawn))
 
     return predict
 
@@ -346,11 +296,10 @@ def _predict_detect(config: Any, segmenter: Network, restorer: Network, judge: N
 
     def predict(state: TrainState, batch: Batch) -> AnomalyMap:
         found, drawn = _map(segmenter, state.frozen["segmenter"], batch.image)
-        given = found if options.input_map and options.g_input == "image_map" else None
-        redrawn, _ = restorer.apply(_at(state, "restorer"), batch.image, given)
+        redrawn, _ = restorer.apply(variables(state, "restorer"), batch.image, found)
         restored = jax.nn.sigmoid(redrawn["image"])
-        on_real, _ = judge.apply(_at(state, "judge"), batch.image, jnp.ones_like(found))
-        on_fake, _ = judge.apply(_at(state, "judge"), restored, found)
+        on_real, _ = judge.apply(variables(state, "judge"), batch.image, jnp.ones_like(found))
+        on_fake, _ = judge.apply(variables(state, "judge"), restored, found)
         pixel = _pixel(config, drawn)
         scores = {  # eq. 5
             "feature": adversarial.feature_matching(on_real.features, on_fake.features),
@@ -359,8 +308,7 @@ def _predict_detect(config: Any, segmenter: Network, restorer: Network, judge: N
         image = options.alpha * scores["feature"] + options.beta * scores["reconstruction_mse"]
         # Scores of the map alone, to see what the detector adds.
         scores |= {"map_max": maps.image_score(pixel, "max"), "map_top1%": maps.image_score(pixel, TOP)}
-        pictures = {"reconstruction": jax.nn.sigmoid(drawn["image"])} if "image" in drawn else {}
-        return AnomalyMap(pixel, image, scores | pictures | {"ad_reconstruction": restored})
+        return AnomalyMap(pixel, image, scores | _pictures(drawn) | {"ad_reconstruction": restored})
 
     return predict
 
@@ -368,35 +316,20 @@ def _predict_detect(config: Any, segmenter: Network, restorer: Network, judge: N
 def _check(options: Any, config: Any, spec: DataSpec) -> None:
     """Raises UserError for values that make no sense, before anything is loaded."""
 
-    def demand(ok: bool, name: str, what: str) -> None:
-        if not ok:
-            value = options
-            for part in name.split("."):
-                value = value[part]
-            raise UserError(f"config.anoseg.{name}={value!r}: it must be {what}")
-
-    def one_of(name: str, allowed: Sequence) -> None:
-        value = options
-        for part in name.split("."):
-            value = value[part]
-        demand(value in allowed, name, f"one of {', '.join(map(str, allowed))}")
-
-    one_of("map_channels", (1, 3))
-    one_of("input_range", RANGES)
-    one_of("seg_loss", segmentation.SEGMENTATIONS)
-    one_of("gan_loss", adversarial.KINDS)
-    one_of("detector.g_input", ("image_map", "image"))
-    demand(options.reconstruction or not options.adversarial, "adversarial", "False where reconstruction is False")
-    demand(options.width_mult > 0, "width_mult", "more than 0")
-    demand(0 < options.p_anomaly <= 1, "p_anomaly", "in (0, 1]")
-    demand(0 <= options.ema < 1, "ema", "in [0, 1)")
-    demand(options.g_steps >= 1, "g_steps", "1 or more")
-    demand(options.adv_ramp >= 0, "adv_ramp", "0 or more")
-    weights = ("w_seg", "w_re", "w_adv", *(f"detector.{name}" for name in ("w_re", "w_adv", "w_fea", "alpha", "beta")))
-    for name in weights:
-        value = functools.reduce(lambda tree, part: tree[part], name.split("."), options)
-        demand(value >= 0 and math.isfinite(value), name, "0 or more")
-    demand(options.w_seg > 0, "w_seg", "more than 0: without it there is no map")
+    check = Checks(options, "config.anoseg")
+    check.one_of("map_channels", (1, 3))
+    check.one_of("input_range", RANGES)
+    check.one_of("seg_loss", segmentation.SEGMENTATIONS)
+    check.one_of("gan_loss", adversarial.KINDS)
+    check.one_of("detector.g_input", ("image_map", "image"))
+    check.demand(options.reconstruction or not options.adversarial, "adversarial", "False where reconstruction is")
+    check.demand(options.width_mult > 0, "width_mult", "more than 0")
+    check.demand(0 < options.p_anomaly <= 1, "p_anomaly", "in (0, 1]")
+    check.demand(0 <= options.ema < 1, "ema", "in [0, 1)")
+    check.demand(options.g_steps >= 1, "g_steps", "1 or more")
+    check.not_negative("adv_ramp", "w_seg", "w_re", "w_adv")
+    check.not_negative(*(f"detector.{name}" for name in ("w_re", "w_adv", "w_fea", "alpha", "beta")))
+    check.demand(options.w_seg > 0, "w_seg", "more than 0: without it there is no map")
     if not synthetic_rows(config.data.batch_size, options.p_anomaly).any():
         raise UserError(
             f"config.anoseg.p_anomaly={options.p_anomaly} leaves no synthetic anomaly in a batch of "

@@ -10,7 +10,6 @@ The three copies of the network in the paper's figure share their weights, so he
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxad.errors import Checks
 from jaxad.losses import contrastive, deviation, distillation
 from jaxad.methods import features
 from jaxad.methods.reverse_distillation import Pair, teacher_student
@@ -221,35 +221,27 @@ def _shrink(mask: Array, grid: tuple[int, int]) -> Array:
 def _check(options: Any, spec: DataSpec) -> None:
     """Raises UserError for values that make no sense, before anything is loaded."""
 
-    def demand(ok: bool, name: str, what: str) -> None:
-        if not ok:
-            value = options
-            for part in name.split("."):
-                value = value[part]
-            raise UserError(f"config.siamese_unet.{name}={value!r}: it must be {what}")
-
-    def one_of(name: str, allowed: Sequence[str]) -> None:
-        demand(options[name] in allowed, name, f"one of {', '.join(allowed)}")
-
-    one_of("attention_at", ("pre", "post"))
-    one_of("anomalies", ("real", "synthetic"))
-    one_of("rotation", ("small", "k90", "any"))
-    one_of("cos_reduce", distillation.REDUCTIONS)
-    one_of("con_reduce", contrastive.REDUCTIONS)
-    one_of("con_stop", contrastive.STOPS)
-    one_of("bn_stats", BN_STATS)
-    one_of("score", deviation.SCORES)
+    check = Checks(options, "config.siamese_unet")
+    check.one_of("attention_at", ("pre", "post"))
+    check.one_of("anomalies", ("real", "synthetic"))
+    check.one_of("rotation", ("small", "k90", "any"))
+    check.one_of("cos_reduce", distillation.REDUCTIONS)
+    check.one_of("con_reduce", contrastive.REDUCTIONS)
+    check.one_of("con_stop", contrastive.STOPS)
+    check.one_of("bn_stats", BN_STATS)
+    check.one_of("score", deviation.SCORES)
     known = set(options.cossim_on) <= {"n", "naug"} and "n" in options.cossim_on
-    demand(known, "cossim_on", "('n',) or ('n', 'naug')")
-    for name in ("margin", "lambda_con", "keep"):
-        demand(options[name] >= 0 and math.isfinite(options[name]), name, "0 or more")
-    demand(options.lambda_cos > 0, "lambda_cos", "more than 0: without it the student restores nothing")
-    demand(0 < options.k <= 1, "k", "in (0, 1]")
-    demand(options.p > 0, "p", "more than 0")
+    check.demand(known, "cossim_on", "('n',) or ('n', 'naug')")
+    check.not_negative("margin", "lambda_con", "keep")
+    check.demand(options.lambda_cos > 0, "lambda_cos", "more than 0: without it the student restores nothing")
+    check.demand(0 < options.k <= 1, "k", "in (0, 1]")
+    check.demand(options.p > 0, "p", "more than 0")
     if options.score in ("topk", "mean"):
-        demand(options.p <= 1, "p", f"at most 1, the largest score of an image under score={options.score!r}")
-    demand(options.deviate.batch_size >= 1, "deviate.batch_size", "1 or more")
-    demand(not options.masked or options.score in ("topk", "zscore"), "masked", "False unless score is topk or zscore")
+        check.demand(options.p <= 1, "p", f"at most 1, the largest score of an image under score={options.score!r}")
+    check.demand(options.deviate.batch_size >= 1, "deviate.batch_size", "1 or more")
+    check.demand(
+        not options.masked or options.score in ("topk", "zscore"), "masked", "False unless score is topk or zscore"
+    )
     if not (options.contrastive or options.deviation):
         return  # nothing needs an anomaly
     if options.anomalies == "real" and not spec.n_train_anomalous:

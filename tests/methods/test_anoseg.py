@@ -12,6 +12,7 @@ from jaxad import config as configs
 from jaxad import pretrained
 from jaxad.flags import load
 from jaxad.methods import anoseg
+from jaxad.methods.adversarial import variables
 from jaxad.models import resnet
 from jaxad.types import Batch, DataSpec, UserError
 
@@ -154,9 +155,9 @@ def test_only_the_critics_own_pass_moves_its_batch_norm_averages(begun, stepped)
     stages, state, _ = begun
     config = config_of()
     critic = anoseg._critic(config, SPEC, planes=4)
-    segmenter = anoseg._generator(config, SPEC, {"map": 1, "image": 3}, given=0)
+    segmenter = anoseg._generator(config, SPEC, {"map": 1, "image": 3}, with_map=False)
     image, normal = anoseg.mixed(batch_of(), 0.5)
-    drawn, _ = segmenter.apply(anoseg._at(state, "segmenter"), image, None, True)
+    drawn, _ = segmenter.apply(variables(state, "segmenter"), image, None, True)
     stats = state.stats["critic"]
     for pair in ((image, normal), tuple(jax.nn.sigmoid(drawn[name]) for name in ("image", "map"))):
         _, stats = critic.apply({"params": state.params["critic"], "batch_stats": stats}, *pair, True)
@@ -167,9 +168,9 @@ def test_only_the_critics_own_pass_moves_its_batch_norm_averages(begun, stepped)
 def test_the_forward_pass_of_the_segmenter_is_computed_once(begun):
     """The critic's step and the segmenter's both run it, on the same parameters and images: XLA merges them."""
     stages, state, compiled = begun
-    segmenter = anoseg._generator(config_of(), SPEC, {"map": 1, "image": 3}, given=0)
+    segmenter = anoseg._generator(config_of(), SPEC, {"map": 1, "image": 3}, with_map=False)
     once = jax.jit(lambda v, x: segmenter.apply(v, x, None, True)).lower(
-        anoseg._at(state, "segmenter"), batch_of().image
+        variables(state, "segmenter"), batch_of().image
     )
     asked = jax.jit(stages[0].update.apply).lower(state, batch_of(), jax.random.key(0)).as_text()
     convolutions = [text.count("stablehlo.convolution(") for text in (asked, once.as_text())]
@@ -230,6 +231,23 @@ def test_the_weight_of_the_adversarial_term_climbs(begun):
         rest = metrics["segmentation"] + metrics["reconstruction"]
         paid = float((metrics["segmenter/loss"] - rest) / metrics["adversarial"])
         assert paid == pytest.approx(SHARED["w_adv"] * factor, rel=1e-3)
+
+
+def test_with_several_steps_of_the_segmenter_in_one_its_learning_rate_still_ends_with_the_stage(monkeypatch):
+    asked = []
+    monkeypatch.setattr(anoseg, "optimiser", lambda optim, steps: asked.append(steps))
+    anoseg.stages(config_of(g_steps=3, detector__enabled=False), SPEC)
+    assert asked == [300, 900]  # the critic's, the segmenter's
+
+
+def test_a_critic_without_a_map_does_not_see_it_as_a_mask_of_the_image_either():
+    config = config_of(d_image_masked=True)
+    image, normal = batch_of().image, jnp.ones((ROWS, SIZE, SIZE, 1))
+    for planes, sees in ((3, False), (4, True)):
+        critic = anoseg._critic(config, SPEC, planes)
+        own = critic.init(jax.random.key(0))
+        one, two = (critic.apply(own, image, mask)[0].features for mask in (normal, 0.0 * normal))
+        assert bool(np.any(one != two)) == sees
 
 
 def test_with_ema_the_average_predicts(begun, stepped):
@@ -382,7 +400,7 @@ def refused(message, spec=SPEC, **options):
         ({"gan_loss": "wgan"}, "one of ns, minimax, lsgan"),
         ({"input_range": "imagenet"}, "one of 01, pm1"),
         ({"detector__g_input": "map"}, "config.anoseg.detector.g_input='map': it must be one of image_map, image"),
-        ({"reconstruction": False}, "config.anoseg.adversarial=True: it must be False where reconstruction is False"),
+        ({"reconstruction": False}, "config.anoseg.adversarial=True: it must be False where reconstruction is"),
         ({"w_adv": -1.0}, "config.anoseg.w_adv=-1.0: it must be 0 or more"),
         ({"w_seg": 0.0}, "without it there is no map"),
         ({"detector__beta": float("nan")}, "config.anoseg.detector.beta=nan"),
