@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import networks
 import pytest
 
 _CACHE = os.environ.get("JAXAD_TEST_CACHE", os.path.join(tempfile.gettempdir(), "jaxad-test-cache"))
@@ -57,7 +58,7 @@ def shallow(monkeypatch):
 @pytest.fixture(scope="module")
 def quick_compile():
     """Programs of the module's tests, and of what they call, are compiled without optimisation: in half of the time."""
-    jit, options = jax.jit, {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jit, options = jax.jit, networks.UNOPTIMISED
 
     class Quick:
         def __init__(self, function, **arguments):

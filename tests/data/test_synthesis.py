@@ -1,9 +1,6 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+import speed
 import tensorflow as tf
 from fake_data import FakeSource, assert_same, config, take
 from scipy import ndimage
@@ -363,29 +360,16 @@ def test_a_materialised_file_serves_the_same_anomalies(tmp_path, monkeypatch):
     assert_same(take(pipeline.open(config(source=path, **settings), "bolt"), feed, 0, 3, seed=3), original)
 
 
-SPEED = """
-import sys, time
-sys.path[:0] = {paths!r}
-import test_synthesis as t
-import tensorflow as tf
-from jaxad.data import views
-images = [(t.texture if {kind!r} == "texture" else lambda s, side: t.thing(s, side)[0])(seed, 256) for seed in range(4)]
-here = t.context(images)
-def one(i):
-    seed = tf.stack([tf.cast(i, tf.int32), 1])
-    return t.nsa.nsa(views.to_float(tf.constant(images[0])), here, seed, **{options!r})
-graph = tf.data.Dataset.range(10**6).map(tf.autograph.experimental.do_not_convert(one), num_parallel_calls=1)
-options = tf.data.Options()
-options.threading.private_threadpool_size = options.threading.max_intra_op_parallelism = 1
-ready = iter(graph.with_options(options))
-times = []
-for _ in range(6):
-    start = time.process_time()
-    for _ in range(40):
-        next(ready)
-    times.append((time.process_time() - start) / 40)
-print(1000 * min(times))
-"""
+def timed(kind, options):
+    """For speed.milliseconds."""
+    images = [texture(seed, 256) if kind == "texture" else thing(seed, 256)[0] for seed in range(4)]
+    here = context(images)
+
+    def one(i):
+        seed = tf.stack([tf.cast(i, tf.int32), 1])
+        return nsa.nsa(views.to_float(tf.constant(images[0])), here, seed, **options)
+
+    return one
 
 
 @pytest.mark.slow
@@ -393,7 +377,5 @@ print(1000 * min(times))
     "kind, options", [("texture", {}), ("thing", {"kind": "object"}), ("thing", {"category": "screw"})]
 )
 def test_an_image_of_256_pixels_takes_no_more_than_five_milliseconds_of_one_core(kind, options):
-    paths = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
-    code = SPEED.format(paths=paths, kind=kind, options=options)
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert float(out) < 7.5, f"{float(out):.1f} ms; 5 on a quiet machine"
+    found = speed.milliseconds("test_synthesis", f"t.timed({kind!r}, {options!r})", images=40)
+    assert found < 7.5, f"{found:.1f} ms; 5 on a quiet machine"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
+from networks import drawn, jit
 
 from jaxad.models import anoseg, resnet
 from jaxad.models.anoseg import Decoder, Generator, coordinates, encoder_of, with_extra_planes
@@ -17,9 +18,6 @@ from jaxad.models.layers import Conv
 from jaxad.types import UserError
 
 BOTH = {"image": 3, "map": 1}
-jit = functools.partial(  # what is run here is run once: not worth optimising, compiles in half the time
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 ENCODER = {  # at 256 pixels; the max pooling has no module: layer1's first convolution already sees its 64 x 64
     "conv1": (128, 64),
     "bn1": (128, 64),
@@ -61,22 +59,6 @@ def shapes(module, *shape):
 
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def drawn(module, shape, seed=0):
-    """Variables with every leaf random: kernels He-sized, scales and variances positive."""
-    rng = np.random.default_rng(seed)
-    like = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
-
-    def draw(path, leaf):
-        value = rng.normal(size=leaf.shape)
-        if path[-1].key == "kernel":
-            value *= np.sqrt(2 / np.prod(leaf.shape[:3]))
-        if path[-1].key in ("scale", "var"):
-            value = 1 + 0.5 * np.tanh(value)
-        return jnp.asarray(value, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, like)
 
 
 @pytest.fixture
@@ -198,7 +180,7 @@ def torch_decoder(torch, variables, features, train):
 def test_the_decoder_equals_torch(train):
     torch = pytest.importorskip("torch")
     module, features = Decoder(3, width_mult=1 / 64), images(3, 2, 1, 6)  # 8, 4, 4, 4, 4 channels
-    variables = drawn(module, features.shape)
+    variables = drawn(module, features)
     expected, tensors = torch_decoder(torch, variables, features, train)
     apply = jit(lambda variables: module.apply(variables, features, train, mutable=["batch_stats"]))
     logits, new = apply(variables)
@@ -210,7 +192,7 @@ def test_the_decoder_equals_torch(train):
 
 def test_the_decoders_see_the_last_features_and_nothing_else(little):
     module, planes = Generator(BOTH, width_mult=1 / 32), images(2, 32, 64, 5)
-    variables = drawn(module, planes.shape)
+    variables = drawn(module, planes)
     assert set(variables["params"]) == {"encoder", *BOTH}
 
     def part(name):
@@ -233,7 +215,7 @@ def test_remat_changes_neither_values_nor_gradients_nor_averages(little):
     found = {}
     for remat in (False, True):
         module = Generator({"map": 1}, width_mult=1 / 32, remat=remat)
-        variables = drawn(module, planes.shape)
+        variables = drawn(module, planes)
 
         def loss(params, module=module, variables=variables):
             logits, new = module.apply({**variables, "params": params}, planes, True, mutable=["batch_stats"])
@@ -253,7 +235,7 @@ def test_remat_changes_neither_values_nor_gradients_nor_averages(little):
 def test_with_remat_one_activation_of_each_up_is_kept_and_none_of_the_encoder(shallow, capsys, remat):
     module = Generator({"map": 1}, width_mult=1 / 32, remat=remat)
     planes = jnp.zeros((3, 128, 128, 5))
-    variables = drawn(module, planes.shape)
+    variables = drawn(module, planes)
 
     def loss(params):
         logits, _ = module.apply({**variables, "params": params}, planes, True, mutable=["batch_stats"])
@@ -282,7 +264,7 @@ def test_extra_planes_of_a_pretrained_stem_change_nothing():
 def test_bfloat16_compute_keeps_float32_parameters_and_draws_maps_finer_than_bfloat16(little):
     planes = images(2, 32, 32, 5)
     module, full = (Generator({"map": 1}, width_mult=1 / 32, dtype=dtype) for dtype in (jnp.bfloat16, None))
-    variables = drawn(module, planes.shape)
+    variables = drawn(module, planes)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), planes))} == {
         jnp.dtype(jnp.float32)

@@ -1,7 +1,5 @@
 """Convolutions with gradients of their own, against XLA's and PyTorch's."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +7,12 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from networks import jit
 
 from jaxad.models import convolution, layers
 from jaxad.models.convolution import NHWC, convolve
 from jaxad.models.layers import ConvTranspose4x4, _by_phases, _dilated
 
-jit = functools.partial(  # what is run here is run once: not worth optimising, compiles in half the time
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 CASES = [  # kernel, strides, padding, (height, width, channels, features)
     ((3, 3), (1, 1), ((1, 1), (1, 1)), (6, 9, 5, 3)),
     ((4, 4), (2, 2), ((1, 1), (1, 1)), (8, 12, 3, 7)),

@@ -1,12 +1,11 @@
 """The discriminator of AnoSeg: Table 6 row by row, and the whole of it against PyTorch's functions."""
 
-import functools
-
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import drawn, jit
 
 from jaxad.models.discriminator import Discriminator, channels
 from jaxad.types import UserError
@@ -21,9 +20,6 @@ TABLE_6 = {
     "conv7": (2, 128),
     "last": (1, 1),
 }
-jit = functools.partial(  # what is run here is run once: not worth optimising, compiles in half the time
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 TINY = dict(width_mult=1 / 32)  # 4, 4, 8, 16, 16, 16, 4 channels
 
 
@@ -36,21 +32,6 @@ def shapes(size, planes=4, **options):
     )
     seen = {name: calls["__call__"][0] for name, calls in variables["intermediates"].items() if name != "__call__"}
     return judgement, variables["params"], {name: leaf.shape for name, leaf in seen.items()}
-
-
-def drawn(module, planes, seed=0):
-    """Variables with every leaf random: kernels He-sized, scales and variances positive."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        value = rng.normal(size=leaf.shape)
-        if path[-1].key == "kernel":
-            value *= np.sqrt(2 / np.prod(leaf.shape[:3]))
-        if path[-1].key in ("scale", "var"):
-            value = 1 + 0.5 * np.tanh(value)
-        return jnp.asarray(value, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(0), planes))
 
 
 def applied(module, variables, planes, train=False):

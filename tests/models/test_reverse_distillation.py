@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import drawn
 
 from jaxad.errors import UserError
 from jaxad.models.resnet import ARCHITECTURES, resnet
@@ -26,17 +27,7 @@ def tiny(backbone, seed=0):
     features = {
         layer: np.float32(rng.random((3, *size, arch.features(i)))) for i, (layer, size) in enumerate(sizes.items(), 1)
     }
-    shapes = jax.eval_shape(module.init, jax.random.key(0), features)
-
-    def draw(path, leaf):
-        value = rng.normal(size=leaf.shape)
-        if path[-1].key == "kernel":
-            value *= np.sqrt(2 / np.prod(leaf.shape[:3]))
-        if path[-1].key in ("scale", "var"):
-            value = 1 + 0.5 * np.tanh(value)
-        return jnp.asarray(value, jnp.float32)
-
-    return module, jax.tree_util.tree_map_with_path(draw, shapes), features
+    return module, drawn(module, features, seed), features
 
 
 class TorchStudent:
