@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxad import decision, evaluate, methods, report, sharding, train
+from jaxad import decision, evaluate, inference, methods, report, sharding, train
 from jaxad.data import pipeline
 from jaxad.errors import UserError
 from jaxad.flags import keys
@@ -151,7 +151,7 @@ def run_category(
     size = sharding.round_up(config.eval.batch_size, mesh)
 
     def predict(stage: Stage, state: TrainState, split: str) -> Predictions:
-        return evaluate.predictions(
+        return inference.predictions(
             stage,
             state,
             data,

@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from jaxad import config as configs
-from jaxad import evaluate, methods, sharding, train
+from jaxad import inference, methods, sharding, train
 from jaxad.log import Log
 
 SIDE = 32
@@ -64,7 +64,7 @@ def fit(made, folder, data=None):
         def place(batch):
             return sharding.place_batch(batch, mesh)
 
-        found = evaluate.predictions(stage, carry, data, split="test", batch_size=8, seed=1, place=place)
+        found = inference.predictions(stage, carry, data, split="test", batch_size=8, seed=1, place=place)
     return jax.tree.map(np.asarray, carry), found, traces
 
 

@@ -14,7 +14,7 @@ SCRIPT = """
     import pathlib, sys
     import jax, numpy as np
     from ml_collections import ConfigDict
-    from jaxad import checkpoint, evaluate, sharding, train
+    from jaxad import checkpoint, inference, sharding, train
     from jaxad.log import Log
     import toy
     from test_train import config
@@ -26,7 +26,7 @@ SCRIPT = """
         for stage in toy.stages(made, data.spec):
             carry, _ = train.train(stage, data, carry, seed=3, mesh=mesh, folder=str(folder / stage.name), config=made,
                                    log=log)
-        found = evaluate.predictions(stage, carry, data, split="test", batch_size=8, seed=3,
+        found = inference.predictions(stage, carry, data, split="test", batch_size=8, seed=3,
                                      rows=sharding.my_rows(mesh, 8),
                                      place=lambda batch: sharding.place_batch(batch, mesh), collect=sharding.to_host)
     host = sharding.to_host(carry)
