@@ -1,6 +1,7 @@
 """AnoSeg with few channels at 32 pixels. What is compiled is shared: it is what these tests take their time for."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxad.types import Batch, DataSpec, UserError
 SIZE, ROWS = 32, 4
 SPEC = DataSpec("demo", "stripes", SIZE, 20, 0, 4, 4, True)
 LOG2 = float(np.log(2.0))
+ABLATIONS = pathlib.Path(__file__).parents[2] / "configs" / "ablations.py"
 
 
 def config_of(**options):
@@ -429,11 +431,11 @@ def test_without_critics_any_multiple_of_32_will_do():
     assert anoseg.stages(config, SPEC.__class__("demo", "stripes", 96, 20, 0, 4, 4, True))
 
 
-def test_the_rows_of_table_3_are_cumulative(monkeypatch):
+def test_the_rows_of_table_3_are_cumulative():
     rows = ["base", "hard", "adversarial", "coords"]
     switches = []
     for row in rows:
-        options = load(f"configs/ablations.py:anoseg/table3_{row}").anoseg
+        options = load(f"{ABLATIONS}:anoseg/table3_{row}").anoseg
         assert not options.detector.enabled
         switches.append((options.hard_aug, options.adversarial and options.reconstruction, options.coords))
     assert switches == [(False, False, False), (True, False, False), (True, True, False), (True, True, True)]
@@ -446,7 +448,7 @@ def test_the_rows_of_table_5_are_cumulative_on_the_whole_segmenter():
         "input_map": (True, True, False),
         "cls": (True, True, True),
     }.items():
-        options = load(f"configs/ablations.py:anoseg/table5_{row}").anoseg
+        options = load(f"{ABLATIONS}:anoseg/table5_{row}").anoseg
         found = options.detector
         assert (found.feature_matching, found.input_map, found.anomaly_cls) == expected
         assert options.hard_aug and options.adversarial and options.coords and found.enabled
