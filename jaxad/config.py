@@ -13,139 +13,11 @@ import os
 
 from ml_collections import ConfigDict
 
+from jaxad.defaults import METHODS
 from jaxad.errors import UserError
 
-DATASETS = ("demo", "folder", "mvtec_ad", "mvtec_3d_ad", "visa", "btad")
+DATASETS = ("demo", "folder", "mvtec_ad", "mvtec_3d_ad", "visa", "btad", "images", "tfds")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "vgg16")
-
-# {method: ({stage: training steps}, its own keys)}. A stage that fits in one pass ignores its number of steps.
-METHODS = {
-    "patchcore": lambda: (
-        dict(fit=0),
-        dict(
-            layers=("layer2", "layer3"),
-            neighbourhood=3,  # side of the patch whose features are pooled
-            descriptor="adaptive",  # adaptive: the authors' unfold and adaptive pooling | concat: average pooling
-            layer_weights=(),  # a factor for the features of each layer; empty: 1
-            layer_dim=1024,  # length per layer after pooling (adaptive)
-            dim=1024,  # length of a descriptor (adaptive)
-            coreset=0.1,  # fraction of the patches kept; 1 keeps all
-            projection="linear",  # for choosing the coreset: linear (torch's default init) | gaussian | sparse | none
-            projection_dim=128,
-            start_points=10,  # first scores: mean distance to this many random patches; 0: a random first pick
-            neighbours=1,
-            squared=True,  # faiss returns squared distances and the authors take no root
-            reweight_b=0,  # neighbours in the paper's eq. 7; 0: none, as in the authors' code
-            # Departure: the article and the authors' code take the max. The mean of the highest 1 % of the patch scores
-            # gave the better image AUROC on all real sets tried, README says which and by how much.
-            image_score="top1%",  # max | top1% | mean
-            ones_pass=True,  # move the BatchNorm averages as the authors' code does, see methods/patchcore.py
-        ),
-    ),
-    "reverse_distillation": lambda: (
-        dict(distil=3000),
-        dict(
-            cos_reduce="flat",  # flat: RD4AD's code | position: the article
-        ),
-    ),
-    "anoseg": lambda: (
-        dict(segment=20_000, detect=10_000),
-        # The paper gives no weights, optimiser, length or mix; what is chosen and why: the README and losses/.
-        dict(
-            hard_aug=True,  # rotation, permutation and colour jitter of what is pasted (Table 3); False: CutPaste only
-            adversarial=True,  # a critic on image and map (Table 3); needs reconstruction
-            reconstruction=True,  # the image decoder with eq. 4; without adversarial it is fig. 8a's recon_no_adv
-            coords=True,  # planes of coordinates beside the image (Table 3)
-            map_channels=1,  # 3: as Table 6 prints it; the mask repeated, the mean over channels predicted
-            input_range="01",  # 01 | pm1: how the encoder sees the image; a pretrained one sees ImageNet's mean and std
-            width_mult=1.0,  # factor on the channels of all networks
-            remat=False,  # compute activations again when going back, for memory; XLA on CPU undoes it
-            p_anomaly=0.5,  # share of synthetic anomalies in a batch
-            cutpaste=dict(  # options of the view 'cutpaste', see jaxad/data/synthesis/cutpaste.py
-                variant="normal",  # normal: rectangles | scar | union
-                level="image",  # image: the whole copy is augmented, then cut | patch: cut, then augmented
-                perm_mode="halves",  # halves | quadrants
-                mask_mode="paste",  # paste | diff: only where something changed
-                min_change=0.0,  # draw again while the mean change over the paste is smaller, in [0, 1]
-                source="same",  # same image | other image of the category
-                allow_identity=False,  # of rotation and permutation, as CSI's code
-                area=(0.02, 0.15),  # share of the image that a rectangle covers
-                aspect=0.3,  # the most oblong rectangle, height to width or width to height
-                jitter=0.1,  # strength of the colour jitter of every paste; 0: none
-            ),
-            seg_loss="l1",  # eq. 2: l1 | bce | balanced_l1, against the collapse to a map of ones
-            w_seg=1.0,
-            w_re=1.0,
-            w_adv=0.01,  # pix2pix's ratio; as printed: 1
-            adv_ramp=0,  # steps over which w_adv climbs from 0
-            gan_loss="ns",  # ns | minimax: eq. 3 as printed | lsgan
-            g_steps=1,  # steps of the segmenter for one of the critic; ALOCC takes 2
-            d_image_masked=False,  # the critic sees each image times its map
-            ema=0.0,  # 0.999: predict with a moving average of the segmenter
-            detector=dict(  # the second stage: section 3.4, Appendix A
-                enabled=True,
-                feature_matching=True,  # L_fea (Table 5)
-                input_map=True,  # False: neither network sees the map (Table 5)
-                anomaly_cls=True,  # L_cls (Table 5)
-                g_input="image_map",  # image_map | image: what the generator sees beside coordinates
-                w_re=1.0,
-                w_adv=0.01,
-                w_fea=1.0,
-                cls_dup_real=True,  # the real term that eq. 6 and L_cls both print counts twice
-                pre_activation=False,  # f of eq. 5 before BatchNorm and LeakyReLU of Conv 7
-                alpha=1.0,  # eq. 5
-                beta=0.1,
-            ),
-        ),
-    ),
-    "siamese_unet": lambda: (
-        dict(contrast=3000, deviate=1000),
-        # The paper gives none of these numbers; what is chosen and why: methods/siamese_unet.py, losses/, the README.
-        dict(
-            attention="cpam",  # cpam | cbam (Table 4, right) | none (Table 4, "w/o CPAM")
-            attention_at="pre",  # pre: before each decoder layer | post: after it
-            cpam=dict(
-                fusion="mul_rms",  # mul_rms: eq. 5 up to a factor per image | mul: as printed | gated | sum: DANet
-                channel_softmax="danet",  # danet | plain | cosine
-                block=512,  # queries at once where there are 1024 positions or more; 0: all
-                kv_pool=1,  # 2: keys and values at half the resolution
-                value_reduction=1,  # 8: values as narrow as keys, then projected back
-            ),
-            anomalies="synthetic",  # synthetic: "(s)" | real: "(r)", those that data.n_anomalies moves into training
-            contrastive=True,  # False: stage 1 restores normal images and nothing else (Table 4, "w/o contrastive")
-            deviation=True,  # False: no stage 2 (Table 4, "w/o finetune")
-            cos_reduce="flat",  # eq. 1: flat | position
-            cossim_on=("n", "naug"),  # the images that eq. 1 is taken of; ("n",): without the rotated copies
-            con_reduce="flat",  # eq. 6: flat | gap | position
-            con_stop="none",  # anchor: eq. 6 does not move the features of the normal image
-            margin=0.2,
-            lambda_con=0.1,
-            lambda_cos=1.0,
-            rotation="small",  # small: uniform in +-degrees | k90: quarter turns | any: use with con_reduce=gap
-            degrees=15.0,
-            bn_stats="normal",  # BatchNorm statistics of: normal (N and N_aug) | joint (all three) | separate passes
-            score="topk",  # S_i of eq. 8: topk | mean | literal (as printed) | zscore (needs p of about 5)
-            k=0.05,  # fraction of the positions
-            p=0.5,  # what the score of an anomaly should reach
-            keep=1.0,  # weight of eq. 1 on normal images in stage 2; 0: the paper's
-            masked=False,  # score an anomaly inside its mask only (needs synthetic anomalies, or real ones with masks)
-            deviate=dict(
-                batch_size=8, lr=2e-4, b1=0.9, b2=0.999, clip=1.0
-            ),  # the rest as in optim; so many N and A each
-            synthesis=dict(  # options of the view 'nsa', see jaxad/data/synthesis; auto, 0, () and -1: the class's own
-                kind="auto",  # auto | object | texture
-                foreground="auto",
-                gradients="auto",  # auto | normal | mixed
-                patches=0,
-                height=(),
-                width=(),
-                min_object=-1.0,
-                min_overlap=-1.0,
-                destination="other",  # other: A is another image than N, as from a pool | own: N itself is spoilt
-            ),
-        ),
-    ),
-}
 
 
 def default(method: str, steps: dict[str, int] | None = None, **options) -> ConfigDict:
@@ -162,9 +34,10 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
             # run: the workdir of another run, from which every stage up to `stage` is taken instead of trained
             start=dict(run="", stage=""),
             data=dict(
-                dataset="demo",  # demo | folder | mvtec_ad | mvtec_3d_ad | visa | btad
+                # images, tfds: images with or without classes, to pre-train on
+                dataset="demo",  # demo | folder | mvtec_ad | mvtec_3d_ad | visa | btad | images | tfds
                 root="",  # the folder that holds the data set; demo needs none
-                category="",  # a name, a comma list, or 'all'
+                category="",  # a name, a comma list, or 'all'; images: A+B joins two folders; tfds: the builder's name
                 source="",  # a file from jaxad.data.materialize, read instead of dataset and root, without TensorFlow
                 image_size=256,  # pixels
                 batch_size=16,
@@ -175,12 +48,16 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 holdout=0.1,
                 n_shot=0,  # train on this many normals, a seeded draw; 0: all
                 n_anomalies=0,  # real anomalies moved from test to training, a seeded draw per category
+                # VisA's protocols, on any data with anomalies: one_class (training has none) | high_shot | few_shot
+                protocol="one_class",
+                k_shot=10,  # few_shot: training images of each label
+                draw=0,  # few_shot: which of the five stored draws, 0 to 4
                 cache_dir="",  # where prepared data sets are kept; empty: $JAXAD_CACHE, else ~/.cache/jaxad
                 memory_mb=4096,  # decoded sets up to this size stay in memory; larger ones are read by index
             ),
             backbone=dict(
                 name="resnet18",  # resnet18 | resnet34 | resnet50 | wide_resnet50_2 | vgg16
-                weights="imagenet",  # imagenet | random | a file
+                weights="imagenet",  # imagenet | random | a file | the workdir of a pre-training run
             ),
             train=dict(
                 steps=own_steps,  # {stage: steps}
@@ -188,14 +65,16 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 log_every=10,  # steps
             ),
             optim=dict(
-                name="adam",  # adam | adamw | sgd
+                name="adam",  # adam | adamw | sgd | lars
                 lr=1e-3,
                 b1=0.9,
                 b2=0.999,
-                momentum=0.9,  # sgd
+                momentum=0.9,  # sgd, lars
+                trust=0.001,  # lars: trust coefficient
                 weight_decay=0.0,
                 clip=0.0,  # the norm that gradients are scaled down to; 0: never
-                schedule="constant",  # constant | cosine | constant_linear: the first half, then in a line to 0
+                # constant_linear: the first half, then in a line to 0 · steps: x 0.1 after 60 % and 80 %
+                schedule="constant",  # constant | cosine | constant_linear | steps
                 warmup=0,  # steps
             ),
             score=dict(
@@ -206,7 +85,8 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
             threshold=dict(quantile=0.995),  # of the scores of held-out normals
             # every: steps · metrics: exact | binned · without_drawn: report also what the metrics are without the
             # anomalies that data.n_anomalies=N would move into training, to compare with a run that moves them; 0: no
-            eval=dict(every=0, batch_size=8, metrics="exact", without_drawn=0),
+            # visa202: VisA's own pixel metrics, too
+            eval=dict(every=0, batch_size=8, metrics="exact", without_drawn=0, visa202=False),
             checkpoint=dict(every=0, keep=2),  # every: steps; 0: at the end of each stage
             mesh=dict(devices=0, platform=""),  # 0: all of them; platform: cpu | gpu | tpu, refused where absent
             report=dict(overlays=20, curves=True),  # overlays: pictures per category
@@ -246,10 +126,12 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"method {config.method!r} is not one of {known}, nor a module that can be imported")
     _one_of(config, "data.dataset", DATASETS)
     _one_of(config, "data.resize", ("square", "short_crop", "none"))
+    _one_of(config, "data.protocol", ("one_class", "high_shot", "few_shot"))
+    _one_of(config, "data.draw", (0, 1, 2, 3, 4))
     _one_of(config, "backbone.name", BACKBONES)
     _one_of(config, "train.precision", ("auto", "float32", "bfloat16"))
-    _one_of(config, "optim.name", ("adam", "adamw", "sgd"))
-    _one_of(config, "optim.schedule", ("constant", "cosine", "constant_linear"))
+    _one_of(config, "optim.name", ("adam", "adamw", "sgd", "lars"))
+    _one_of(config, "optim.schedule", ("constant", "cosine", "constant_linear", "steps"))
     _one_of(config, "score.interpolation", ("bilinear", "bilinear_corners", "nearest"))
     _one_of(config, "score.reduction", ("max", "mean", "top1%"))
     _one_of(config, "eval.metrics", ("exact", "binned"))
@@ -268,8 +150,10 @@ def check(config: ConfigDict) -> None:
         if not os.path.isdir(data.root):
             raise UserError(f"config.data.root={data.root!r} is not a folder")
     weights = config.backbone.weights
-    if weights not in ("imagenet", "random") and not os.path.isfile(weights):
-        raise UserError(f"config.backbone.weights={weights!r} is not a file; or say 'imagenet' or 'random'")
+    if weights not in ("imagenet", "random") and not os.path.exists(weights):
+        raise UserError(
+            f"config.backbone.weights={weights!r} is neither a file nor a run; or say 'imagenet' or 'random'"
+        )
     for key, value, least in (
         ("data.image_size", data.image_size, 16),
         ("data.batch_size", data.batch_size, 1),
@@ -278,6 +162,7 @@ def check(config: ConfigDict) -> None:
         ("checkpoint.keep", config.checkpoint.keep, 1),
         ("data.n_shot", data.n_shot, 0),
         ("data.n_anomalies", data.n_anomalies, 0),
+        ("data.k_shot", data.k_shot, 1),
         ("eval.every", config.eval.every, 0),
         ("eval.without_drawn", config.eval.without_drawn, 0),
         ("optim.clip", config.optim.clip, 0),

@@ -17,8 +17,8 @@ from jaxad.decision import Threshold
 from jaxad.metrics.iou import peak
 from jaxad.types import Predictions, UserError
 
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_aupr", "image_f1max")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupr", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
 METRICS = IMAGE_METRICS + PIXEL_METRICS
 GLANCE = ("image_auroc", "image_ap", "pixel_auroc", "aupro_0.3")
 PRO_LIMITS = (0.3, 0.05)  # the false positive rates of the two AUPROs
@@ -54,6 +54,7 @@ def category_result(
     stages: Mapping[str, Mapping[str, float | None]] | None = None,
     n_drawn: int = 0,
     steps: metrics.IouSteps | None = None,
+    visa202: bool = False,
 ) -> dict[str, Any]:
     """What `results.json` holds of one category. A metric that does not exist is None, its reason in 'notes'.
 
@@ -66,12 +67,16 @@ def category_result(
       stages: {stage: `glance` after it}, where several stages predict.
       n_drawn: also give the metrics without so many drawn anomalies, see `without_drawn`; 0: do not.
       steps: `iou_steps(found)`; None: computed here.
+      visa202: also give the metrics as VisA's authors compute them.
     """
     labels = found.labels
     result, notes = _metrics(found, metrics_mode)
     result["iou"] = _iou(found, steps or iou_steps(found))
     if result["iou"] is None:
         notes["iou"] = "no masks" if labels.any() else "no anomalous pixels"
+    if visa202:
+        result["visa202"], note = _visa202(found, result)
+        notes |= {"visa202": note} if note else {}
     interval = metrics.bootstrap_auroc(found.scores, labels, seed=seed)
     called = limit.calls(found.scores)
     result |= {
@@ -147,6 +152,18 @@ def _iou(found: Predictions, steps: metrics.IouSteps | None) -> dict[str, Any] |
     }
 
 
+def _masks(found: Predictions) -> np.ndarray | None:
+    """The masks; None where there are anomalies, but nobody drew them."""
+    return found.masks if found.masks.any() or not found.labels.any() else None
+
+
+def _visa202(found: Predictions, result: Mapping[str, Any]) -> tuple[dict[str, float | None], str | None]:
+    """The four metrics of VisA, those of pixels after `metrics.visa202`, and why some do not exist."""
+    pixel = metrics.visa202(found.maps, _masks(found))
+    reasons = pixel.pop("notes")
+    return pixel | {key: result[key] for key in ("image_auroc", "image_aupr")}, next(iter(reasons.values()), None)
+
+
 def _score(values: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     """How well an extra score ranks the images, and its size: terms of a sum must be of one order to matter both."""
     means = {
@@ -172,7 +189,7 @@ def _metrics(found: Predictions, mode: str) -> tuple[dict[str, Any], dict[str, s
     if mode not in ("exact", "binned"):
         raise UserError(f"eval.metrics={mode!r} is not known; it is 'exact' or 'binned'")
     labels = found.labels
-    masks = found.masks if found.masks.any() or not labels.any() else None  # None: anomalies, but nobody drew them
+    masks = _masks(found)
     image = metrics.image_metrics(found.scores, labels)
     if mode == "exact" or masks is None:
         pixel = metrics.pixel_metrics(found.maps, masks, PRO_LIMITS)

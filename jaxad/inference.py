@@ -103,6 +103,44 @@ def predictions(
     )
 
 
+def embeddings(
+    stage: Stage,
+    state: TrainState,
+    data: Data,
+    *,
+    split: str,
+    batch_size: int,
+    seed: int,
+    rows: slice | None = None,
+    limit: int = 0,
+    place: Callable[[Batch], Batch] = jax.device_put,
+    collect: Callable[[Tree], Tree] = jax.device_get,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(f32[N, D], i64[N]): `stage.embed(state, batch)` of the images of a split, and which records they belong to.
+
+    limit: a drawn part of the split, of about so many images; 0: all, in index order. Else as `predictions`.
+    Raises UserError where the split holds no images, RuntimeError for features that are not finite.
+    """
+    n = len(data.records(split))
+    if not n:
+        raise UserError(f"no images in split {split!r} of {data.spec.category!r}; set config.data.holdout above 0")
+    drawn = 0 < limit < n
+    feed = Feed(batch_size, split=split, shuffle=drawn)
+    stop = limit // batch_size or 1 if drawn else feed.one_pass(n)
+    options = dict(seed=seed, stage=stage.name, start=0, stop=stop)
+    embed = jax.jit(stage.embed)
+    found, where = [], []
+    for host_batch in data.batches(feed, rows=slice(0, batch_size) if rows is None else rows, **options):
+        batch = place(host_batch)
+        made, index, valid = collect((embed(state, batch), batch.index, batch.valid))
+        found.append(np.asarray(made)[valid])
+        where.append(np.asarray(index)[valid])
+    features = np.concatenate(found)
+    if not np.isfinite(features).all():
+        raise RuntimeError(f"features of images in split {split!r} of {data.spec.category!r} are not finite")
+    return features, np.concatenate(where).astype(np.int64)
+
+
 def _room(name: str, value: np.ndarray, n: int) -> np.ndarray:
     """For an extra of `n` images. Raises TypeError where it is neither f32[B] nor f32[B, H, W, 3]."""
     shape = np.shape(value)

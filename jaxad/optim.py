@@ -13,8 +13,8 @@ import optax
 
 from jaxad.errors import UserError
 
-OPTIMISERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "constant_linear")
+OPTIMISERS = ("adam", "adamw", "sgd", "lars")
+SCHEDULES = ("constant", "cosine", "constant_linear", "steps")
 
 
 def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> optax.Schedule:
@@ -23,7 +23,8 @@ def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> 
     The first `warmup` steps climb in equal parts: lr/warmup, 2 lr/warmup, ..., lr. Then 'constant' keeps lr, and
     'cosine' follows half a cosine over the steps that remain, from lr at the first to 0 after the last (Loshchilov and
     Hutter 2017, eq. 5, one period; PyTorch's CosineAnnealingLR with T_max = steps - warmup). 'constant_linear' keeps lr
-    for the first half of them and falls in a line to 0 over the second (CycleGAN's).
+    for the first half of them and falls in a line to 0 over the second (CycleGAN's). 'steps' falls to a tenth after
+    60 % of them and to a hundredth after 80 % (epochs 120 and 160 of 200, MoCo v1's).
 
     >>> [round(float(schedule(0.8, 6, "cosine", warmup=2)(step)), 3) for step in range(7)]
     [0.4, 0.8, 0.8, 0.683, 0.4, 0.117, 0.0]
@@ -33,6 +34,7 @@ def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> 
     if not 0 <= warmup <= steps:
         raise UserError(f"config.optim.warmup={warmup} is not between 0 and the {steps} steps of the stage")
     period = max(steps - warmup, 1)
+    falls = [warmup + -(-period * tenths // 10) for tenths in (6, 8)]  # whole steps: a share of floats may miss one
 
     def rate(step):
         step = jnp.asarray(step, jnp.float32)
@@ -41,6 +43,7 @@ def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> 
             "constant": jnp.ones_like(rest),
             "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * rest)),
             "constant_linear": jnp.minimum(2.0 - 2.0 * rest, 1.0),
+            "steps": jnp.where(step < falls[0], 1.0, jnp.where(step < falls[1], 0.1, 0.01)),
         }[name]
         return lr * jnp.where(step < warmup, (step + 1.0) / max(warmup, 1), after)
 
@@ -50,10 +53,15 @@ def schedule(lr: float, steps: int, name: str = "constant", warmup: int = 0) -> 
 def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage of `steps` steps, from a `config.optim` section (keys as in `jaxad.config.default`).
 
-    adam (b1, b2), adamw (b1, b2, decoupled weight decay) or sgd (momentum). weight_decay of adam and sgd is the L2 term
-    added to the gradient, as PyTorch's; `clip` first scales the whole gradient down to that norm. State is float32
-    whatever the type of the gradients. `updates.descend` runs it under standard dtype promotion, which optax's Adam
-    needs. Raises UserError.
+    adam (b1, b2), adamw (b1, b2, decoupled weight decay), sgd (momentum) or lars (momentum, trust). weight_decay of
+    adam and sgd is the L2 term added to the gradient, as PyTorch's; `clip` first scales the whole gradient down to that
+    norm. State is float32 whatever the type of the gradients. `updates.descend` runs it under standard dtype promotion,
+    which optax's Adam needs. Raises UserError.
+
+    lars (You et al. 2017, arXiv:1708.03888, algorithm 1), layer by layer: g = gradient + weight_decay w,
+    v = momentum v + lr trust |w| / |g| g, w = w - v. Leaves of one axis or none, which are biases and BatchNorm's
+    parameters, have neither weight decay nor trust |w| / |g| (SimCLR).
+    Departure: |g| is the norm of the sum, as in SimCLR's code; the paper has |gradient| + weight_decay |w|.
 
     >>> from jaxad.config import default
     >>> tx = optimiser(default("reverse_distillation").optim, steps=10)
@@ -70,6 +78,12 @@ def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
     parts = [in_float32()]
     if optim.clip:
         parts.append(optax.clip_by_global_norm(optim.clip))
+    if optim.name == "lars":
+        if not optim.trust > 0:
+            raise UserError(f"config.optim.trust={optim.trust} must be positive")
+        own = dict(trust_coefficient=optim.trust, momentum=optim.momentum)
+        parts.append(optax.lars(rate, optim.weight_decay, _matrices, trust_ratio_mask=_matrices, **own))
+        return optax.chain(*parts)
     if optim.weight_decay and optim.name != "adamw":
         parts.append(optax.add_decayed_weights(optim.weight_decay))
     if optim.name == "sgd":
@@ -79,6 +93,10 @@ def optimiser(optim: Any, steps: int) -> optax.GradientTransformation:
     if optim.weight_decay and optim.name == "adamw":
         parts.append(optax.add_decayed_weights(optim.weight_decay))
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def in_float32() -> optax.GradientTransformation:

@@ -34,6 +34,7 @@ from jaxad.types import Tree, UserError
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 FLAG = "--config.backbone.weights"
+BACKBONE = "backbone.safetensors"  # what a pre-training run leaves in WORKDIR/CATEGORY
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _BODY = re.compile(r"(conv1|bn1|layer\d+|features)\.")  # names of the part that jaxad builds; fc and classifier are not
@@ -42,9 +43,10 @@ _BODY = re.compile(r"(conv1|bn1|layer\d+|features)\.")  # names of the part that
 def load(name: str, weights: str | os.PathLike, stages: Sequence[str], *, seed: int = 0) -> dict[str, Tree]:
     """{'params': tree, 'batch_stats': tree} of NumPy f32 arrays for `backbones.build(name, stages)`.
 
-    weights: 'imagenet', 'random' (He-normal, drawn from `seed`; a layer is the same whatever `stages`) or a file with
-    torchvision's names: .safetensors, .npz, or .pth, which needs PyTorch. Every name and shape that `stages` need is
-    checked; deeper stages and the classifier may be there or not. Raises UserError, one line with the way out.
+    weights: 'imagenet', 'random' (He-normal, drawn from `seed`; a layer is the same whatever `stages`), the workdir of
+    a run that pre-trained a backbone, or a file with torchvision's names: .safetensors, .npz, or .pth, which needs
+    PyTorch. Every name and shape that `stages` need is checked; deeper stages and the classifier may be there or not.
+    Raises UserError, one line with the way out.
 
     >>> variables = load("resnet18", "random", ["layer1"])
     >>> variables["params"]["layer1_0"]["conv1"]["kernel"].shape
@@ -118,11 +120,26 @@ def _file(weights: str | os.PathLike) -> Path:
     path = Path(weights).expanduser()
     if path.is_file():
         return path
+    if path.is_dir():
+        return _of_run(path)
     near = difflib.get_close_matches(str(weights), ("imagenet", "random"), 1)
     if near:
         raise UserError(f"{FLAG}={weights}: did you mean {near[0]!r}?")
-    what = "is a folder" if path.is_dir() else "is no file"
-    raise UserError(f"{FLAG}={weights} {what}; give 'imagenet', 'random' or a file ({' '.join(SUFFIXES)})")
+    formats = " ".join(SUFFIXES)
+    raise UserError(f"{FLAG}={weights} is no file; give 'imagenet', 'random', a file ({formats}) or a pre-training run")
+
+
+def _of_run(workdir: Path) -> Path:
+    """The backbone that a run has left, see `jaxad.report.pretraining`."""
+    found = sorted(workdir.glob(f"*/{BACKBONE}"))
+    if not found:
+        raise UserError(
+            f"{FLAG}={workdir} is a folder without CATEGORY/{BACKBONE}; give a file, or the workdir of a finished "
+            f"pre-training run (--config=configs/spd.py)"
+        )
+    if len(found) > 1:
+        raise UserError(f"{FLAG}={workdir} holds {len(found)} backbones; give one of the files, such as {found[0]}")
+    return found[0]
 
 
 def _read(path: Path, wanted: Iterable[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray]]:

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxad import decision, evaluate, inference, methods, report, sharding, train
+from jaxad import config as configs
+from jaxad import decision, evaluate, inference, methods, pretrained, report, representation, sharding, train
 from jaxad.data import pipeline
 from jaxad.errors import UserError
 from jaxad.flags import keys
 from jaxad.log import Log
-from jaxad.report import files
+from jaxad.report import files, pretraining
 from jaxad.types import Data, Predictions, Stage, TrainState
 
 # What may change between two runs of one workdir: it changes how a run is watched, not what it computes.
@@ -137,31 +138,39 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
             entries[category] = run_category(config, workdir, mesh, data, stages[category])
         if not sharding.is_main():
             return {}
-        results = report.write(workdir, config.to_dict(), entries, commit())
-        report.show(results)
+        kind = report if stages[spec.category][-1].predict else pretraining
+        results = kind.write(workdir, config.to_dict(), entries, commit())
+        kind.show(results)
         return results
 
 
 def run_category(
     config: ConfigDict, workdir: str, mesh: jax.sharding.Mesh, data: Data, stages: tuple[Stage, ...]
-) -> report.Entry | None:
-    """Trains every stage on one category, scores its normals and its test set, draws its pictures."""
+) -> report.Entry | dict[str, Any] | None:
+    """Trains every stage on one category, scores its normals and its test set, draws its pictures.
+
+    Where the last stage predicts nothing it pre-trains a backbone: that is saved and judged instead.
+    """
     spec, main = data.spec, sharding.is_main()
     folder = os.path.join(workdir, spec.category)
     size = sharding.round_up(config.eval.batch_size, mesh)
+    how = dict(
+        batch_size=size,
+        seed=config.seed,
+        rows=sharding.my_rows(mesh, size),
+        place=lambda batch: sharding.place_batch(batch, mesh),
+        collect=sharding.to_host,
+    )
 
     def predict(stage: Stage, state: TrainState, split: str) -> Predictions:
-        return inference.predictions(
-            stage,
-            state,
-            data,
-            split=split,
-            batch_size=size,
-            seed=config.seed,
-            rows=sharding.my_rows(mesh, size),
-            place=lambda batch: sharding.place_batch(batch, mesh),
-            collect=sharding.to_host,
-        )
+        return inference.predictions(stage, state, data, split=split, **how)
+
+    def judge(stage: Stage, state: TrainState, linear: bool) -> dict[str, Any]:
+        def embed(split: str, limit: int):
+            return inference.embeddings(stage, state, data, split=split, limit=limit, **how)
+
+        probe = configs.section(config).probe
+        return representation.judge(embed, data, probe, linear=linear, seed=config.seed)
 
     with Log(folder, main) as log:
         log.say(
@@ -177,6 +186,8 @@ def run_category(
         taken = _taken(config, stages)
         for stage in stages:
             watch = functools.partial(_watch, predict, stage) if stage.predict else None
+            if stage.embed:
+                watch = functools.partial(_watch_features, judge, stage)
             where = os.path.join(config.start.run if stage.name in taken else workdir, spec.category, stage.name)
             carry, spent = train.train(
                 stage, data, carry, seed=config.seed, mesh=mesh, folder=where, config=config, log=log, evaluate=watch
@@ -184,6 +195,8 @@ def run_category(
             seconds += spent
             if stage.predict and stage is not stages[-1]:
                 reached[stage.name] = _tell(log, stage, data, predict(stage, carry, "test"))
+        if not stages[-1].predict:
+            return _pretrained(folder, log, stages[-1], carry, data, judge, seconds)
         log.say(f"{spec.category}: predicts")
         normals = predict(stages[-1], carry, decision.threshold_split(spec))
         test = predict(stages[-1], carry, "test")
@@ -199,6 +212,27 @@ def _watch(predict: Callable, stage: Stage, state: TrainState, step: int) -> dic
     """Test metrics in the middle of training: to look at, never to choose a step by."""
     values = evaluate.glance(predict(stage, state, "test"))
     return {f"test/{name}": value for name, value in values.items() if value is not None}
+
+
+def _watch_features(judge: Callable, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
+    """k-NN accuracy in the middle of pre-training: to look at, never to choose a step by."""
+    values = judge(stage, state, linear=False)
+    return {f"probe/{name}": values[name] for name in ("knn_top1", "spread") if values[name] is not None}
+
+
+def _pretrained(
+    folder: str, log: Log, stage: Stage, state: TrainState, data: Data, judge: Callable, seconds: float
+) -> dict[str, Any] | None:
+    """Saves the backbone and says how good it is: its part of results.json."""
+    path = os.path.join(folder, pretrained.BACKBONE)
+    name, variables = stage.backbone(state)
+    variables = sharding.to_host(variables)
+    log.say(f"{data.spec.category}: judges the backbone")
+    result = judge(stage, state, linear=True)
+    if not sharding.is_main():
+        return None
+    pretrained.save(path, variables, name)
+    return {"n_train": data.spec.n_train_normal, "fit_seconds": seconds, "backbone": name, "file": path, **result}
 
 
 def _tell(log: Log, stage: Stage, data: Data, found: Predictions) -> dict[str, float | None]:

@@ -124,11 +124,16 @@ class Feed:
 
 
 class Record(NamedTuple):
-    """One image of a split. path: relative to the data root, '/'-separated · defect: 'good' for a normal image."""
+    """One image of a split.
+
+    path: relative to the data root, '/'-separated · defect: 'good' for a normal image ·
+    kind: its class, in a data set to pre-train on; '' in all others.
+    """
 
     path: str
     label: bool
     defect: str
+    kind: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +142,7 @@ class DataSpec:
 
     n_train: the split 'train', of which n_train_anomalous are real anomalies moved there from the test set; the split
     'train_normal' has the others, under the same indices.
+    kinds: the classes of the training images, sorted, in a data set to pre-train on; () in all others.
     """
 
     dataset: str
@@ -148,6 +154,7 @@ class DataSpec:
     n_test_anomalous: int
     has_masks: bool
     n_train_anomalous: int = 0
+    kinds: tuple[str, ...] = ()
 
     @property
     def n_train_normal(self) -> int:
@@ -188,6 +195,9 @@ class Stage:
     init(key, spec, carry) -> state (before `update.init`); carry is the finished state of the stage before, or None.
     finish(state) -> state: pure, traceable; what the next stage and `predict` see.
     predict(state, batch) -> AnomalyMap, on a finished state; None where the stage predicts nothing.
+    embed(state, batch) -> f32[B, D], features of whole images, on a finished state: what a stage that pre-trains a
+    backbone is judged by.
+    backbone(state) -> (name, {'params', 'batch_stats'}), of a finished state: the network that such a stage saves.
     map_range: the ends of the scale that map values are on by construction, (0, 1) of a probability; None: they are on
     none, as distances are not.
     """
@@ -200,6 +210,8 @@ class Stage:
     finish: Callable[[TrainState], TrainState] = lambda state: state
     predict: Callable[[TrainState, Batch], AnomalyMap] | None = None
     map_range: tuple[float, float] | None = None
+    embed: Callable[[TrainState, Batch], Array] | None = None
+    backbone: Callable[[TrainState], tuple[str, Tree]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

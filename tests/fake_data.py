@@ -13,7 +13,8 @@ class FakeSource:
 
     root = ""
     notes = ()
-    has_masks = True
+    has_masks = has_all_masks = True
+    protocol = ""
 
     def __init__(self, n_train=11, n_normal=4, n_anomalous=8, sizes=((40, 56), (36, 30)), name="bolt"):
         self.name = name

@@ -38,7 +38,8 @@ LIMIT = Threshold(3.0, 2.5, 0.0, "quantile", 0.995, "holdout", 400)
 
 
 KEYS = (
-    "image_auroc image_ap image_f1max pixel_auroc pixel_ap pixel_f1max aupro_0.3 aupro_0.05 iou_max "
+    "image_auroc image_ap image_aupr image_f1max "
+    "pixel_auroc pixel_ap pixel_aupr pixel_f1max aupro_0.3 aupro_0.05 iou_max "
     "n_train n_test_normal n_test_anomalous fit_seconds predict_ms_per_image"
 ).split()
 
@@ -48,7 +49,7 @@ def test_a_category_has_every_promised_number_and_says_which_saw_the_labels():
     result = evaluate.category_result(found, LIMIT, n_train=40, fit_seconds=1.5)
     assert set(KEYS) <= set(result) and not result["notes"]
     wanted = metrics.image_metrics(found.scores, found.labels) | metrics.pixel_metrics(found.maps, found.masks)
-    for key in KEYS[:9]:
+    for key in KEYS[:11]:
         assert result[key] == wanted[key]
     assert result["oracle_pixel_f1max_threshold"] == wanted["pixel_f1max_threshold"]
     assert not any(key.endswith("_threshold") and not key.startswith("oracle_") for key in result)
@@ -72,13 +73,13 @@ def test_a_defect_type_is_measured_against_all_normals():
 
 def test_metrics_that_do_not_exist_are_none_with_a_reason():
     result = evaluate.category_result(predictions([0, 0, 0]), LIMIT, n_train=1, fit_seconds=0)
-    for key in KEYS[:9]:
+    for key in KEYS[:11]:
         assert result[key] is None and result["notes"][key].startswith("no anomalous")
     assert result["image_auroc_ci95"] is None and result["defects"] == {}
 
     unmasked = evaluate.category_result(predictions([0, 1, 0], masks=False), LIMIT, n_train=1, fit_seconds=0)
     assert unmasked["image_auroc"] is not None and unmasked["defects"]["crack"]["pixel_auroc"] is None
-    assert {unmasked["notes"][key] for key in KEYS[3:9]} == {"no masks"}
+    assert {unmasked["notes"][key] for key in KEYS[4:11]} == {"no masks"}
 
 
 def test_anomalies_with_empty_masks_are_counted_in_a_note():
@@ -159,6 +160,24 @@ def test_iou_that_does_not_exist_is_none_with_a_reason():
     assert clean["iou"] is None and clean["notes"]["iou"] == "no anomalous pixels"
     unmasked = evaluate.category_result(predictions([0, 1], masks=False), LIMIT, n_train=1, fit_seconds=0)
     assert unmasked["iou"] is None and unmasked["notes"]["iou"] == "no masks"
+
+
+def test_visas_own_metrics_are_those_of_the_loop_beside_the_exact_image_metrics():
+    found = predictions([0, 1, 0, 1, 1, 0, 0])
+    assert "visa202" not in evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0)
+    result = evaluate.category_result(found, LIMIT, n_train=1, fit_seconds=0, visa202=True)
+    wanted = metrics.visa202(found.maps, found.masks)
+    assert result["visa202"] == {
+        "pixel_auroc": wanted["pixel_auroc"],
+        "pixel_aupr": wanted["pixel_aupr"],
+        "image_auroc": result["image_auroc"],
+        "image_aupr": result["image_aupr"],
+    }
+    assert "visa202" not in result["notes"] and not any("visa202" in of for of in result["defects"].values())
+    unmasked = predictions([0, 1, 0], masks=False)
+    result = evaluate.category_result(unmasked, LIMIT, n_train=1, fit_seconds=0, visa202=True)
+    assert result["visa202"]["pixel_aupr"] is None and result["notes"]["visa202"] == "no masks"
+    assert result["visa202"]["image_aupr"] == result["image_aupr"] is not None
 
 
 def test_binned_metrics_hold_their_error_bounds():

@@ -12,7 +12,7 @@ from jaxad.optim import optimiser, schedule
 
 
 def settings(**changes):
-    keys = dict(name="adam", lr=0.05, b1=0.5, b2=0.99, momentum=0.9, weight_decay=0.0, clip=0.0)
+    keys = dict(name="adam", lr=0.05, b1=0.5, b2=0.99, momentum=0.9, trust=0.001, weight_decay=0.0, clip=0.0)
     keys |= dict(schedule="constant", warmup=0)
     return SimpleNamespace(**{**keys, **changes})
 
@@ -59,6 +59,81 @@ def test_constant_linear_keeps_the_rate_for_half_of_the_steps_and_falls_in_a_lin
     assert rate(steps + 50) == 0.0
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(200, 0), (10, 0), (24, 4), (13, 2), (1001, 7)])
+def test_steps_falls_to_a_tenth_after_60_percent_and_to_a_hundredth_after_80(steps, warmup):
+    rate = schedule(0.3, steps, "steps", warmup)
+    for step in range(steps + 3):
+        done = 10 * (step - warmup)
+        after = steps - warmup
+        expected = 0.3 * (1 if done < 6 * after else 0.1 if done < 8 * after else 0.01)
+        expected = 0.3 * (step + 1) / warmup if step < warmup else expected
+        assert rate(step) == pytest.approx(expected, rel=1e-6)
+
+
+def test_steps_are_moco_v1_s_epochs_120_and_160_of_200():
+    rate = schedule(0.03, 200 * 7, "steps")  # 7 steps an epoch
+    found = [float(rate(step)) for step in (120 * 7 - 1, 120 * 7, 160 * 7 - 1, 160 * 7)]
+    np.testing.assert_allclose(found, [0.03, 0.003, 0.003, 0.0003], rtol=1e-6)
+
+
+LAYERS = {"kernel": (3, 4), "conv": (2, 2, 1, 3), "zero": (2, 2), "bias": (4,), "scale": (3,), "gamma": ()}
+
+
+def slow_lars(params, gradients, rates, trust, momentum, decay):
+    """SimCLR's LARS, a layer at a time: the buffer holds learning rate times adapted gradient."""
+    params = {name: np.float64(value) for name, value in params.items()}
+    buffers = {name: np.zeros_like(value) for name, value in params.items()}
+    for step, rate in enumerate(rates):
+        for name, w in params.items():
+            g, ratio = np.float64(gradients[step][name]), 1.0
+            if w.ndim > 1:
+                g = g + decay * w
+                norms = np.sqrt((w**2).sum()), np.sqrt((g**2).sum())
+                ratio = trust * norms[0] / norms[1] if min(norms) > 0 else 1.0
+            buffers[name] = momentum * buffers[name] + rate * ratio * g
+            params[name] = w - buffers[name]
+    return params
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(weight_decay=0.3),
+        dict(weight_decay=0.3, momentum=0.5, trust=0.02, schedule="cosine", warmup=3),
+    ],
+    ids=str,
+)
+def test_lars_walks_as_its_formula_does(changes):
+    optim = settings(name="lars", lr=2.0, **changes)
+    rng = np.random.default_rng(0)
+    params = {name: np.float32(rng.normal(size=shape) * (name != "zero")) for name, shape in LAYERS.items()}
+    gradients = [{name: np.float32(rng.normal(size=shape)) for name, shape in LAYERS.items()} for _ in range(8)]
+    tx = optimiser(optim, 8)
+    point = jax.tree.map(jnp.asarray, params)
+    state = tx.init(point)
+    for gradient in gradients:
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = tx.update(gradient, state, point)
+        point = optax.apply_updates(point, change)
+    rates = [float(schedule(2.0, 8, optim.schedule, optim.warmup)(step)) for step in range(8)]
+    want = slow_lars(params, gradients, rates, optim.trust, optim.momentum, optim.weight_decay)
+    for name in LAYERS:
+        np.testing.assert_allclose(point[name], want[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_step_of_lars_is_a_share_of_the_weights_whatever_the_gradient_s_size():
+    params = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}
+    tx = optimiser(settings(name="lars", lr=0.5, trust=0.01), 5)
+    for size in (1e-4, 1e4):
+        gradient = jax.tree.map(lambda leaf, size=size: size * jnp.ones_like(leaf), params)
+        with jax.numpy_dtype_promotion("standard"):
+            change, _ = tx.update(gradient, tx.init(params), params)
+        share = np.linalg.norm(change["kernel"]) / np.linalg.norm(params["kernel"])
+        assert share == pytest.approx(0.005, rel=1e-5)
+        np.testing.assert_allclose(change["bias"], -0.5 * size, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -101,12 +176,12 @@ def test_weight_decay_of_adamw_is_decoupled_and_of_adam_is_not():
     assert np.abs(paths[0] - paths[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
 def test_state_and_update_are_float32_for_half_precision_gradients(name):
-    params = {"w": jnp.ones(3)}
+    params = {"w": jnp.ones((3, 1))}
     tx = optimiser(settings(name=name), 5)
     with jax.numpy_dtype_promotion("standard"):
-        change, state = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
+        change, state = tx.update({"w": jnp.ones((3, 1), jnp.bfloat16)}, tx.init(params), params)
     floats = [leaf for leaf in jax.tree.leaves((change, state)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert len(floats) >= 2 and all(leaf.dtype == jnp.float32 for leaf in floats)
 
@@ -114,8 +189,9 @@ def test_state_and_update_are_float32_for_half_precision_gradients(name):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(name="lion"), "adam, adamw, sgd"),
-        (dict(schedule="step"), "constant, cosine"),
+        (dict(name="lion"), "adam, adamw, sgd, lars"),
+        (dict(schedule="step"), "constant, cosine, constant_linear, steps"),
+        (dict(name="lars", trust=0.0), "config.optim.trust=0.0"),
         (dict(warmup=50), "config.optim.warmup=50"),
         (dict(lr=0.0), "config.optim.lr=0.0"),
     ],

@@ -16,7 +16,8 @@ from jaxad import run
 from jaxad.errors import UserError
 
 KEYS = (
-    "image_auroc image_ap image_f1max pixel_auroc pixel_ap pixel_f1max aupro_0.3 aupro_0.05 iou_max "
+    "image_auroc image_ap image_aupr image_f1max "
+    "pixel_auroc pixel_ap pixel_aupr pixel_f1max aupro_0.3 aupro_0.05 iou_max "
     "n_train n_test_normal n_test_anomalous fit_seconds predict_ms_per_image"
 ).split()
 

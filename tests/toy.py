@@ -98,12 +98,16 @@ def stages(config, spec: DataSpec) -> tuple[Stage, ...]:
     return learn, bank
 
 
-def views(feed, image):
-    """The views of a feed, by NumPy: 'rotated' is the image upside down, every other op puts a bright square on."""
+def views(feed, image, truth):
+    """The views of a feed, by NumPy: 'rotated' is the image upside down, 'flip_jitter' mirrors it and its mask `truth`,
+    every other op puts a bright square on."""
     made = {}
     for view in feed.views:
         if view.op == "rotated":
             made[view.name] = image[:, ::-1]
+            continue
+        if view.op == "flip_jitter":
+            made |= {view.name: image[:, :, ::-1], f"{view.name}_mask": truth[:, :, ::-1]}
             continue
         mask = np.zeros(image.shape[:3], bool)
         mask[:, : image.shape[1] // 3, image.shape[2] // 4 : image.shape[2] // 2] = True
@@ -112,11 +116,16 @@ def views(feed, image):
 
 
 class ArrayData:
-    """`n` random images; with `anomalies`, so many more in the test set that have a bright square."""
+    """`n` random images; with `anomalies`, so many more in the test set that have a bright square.
+
+    moved: the first so many anomalies are in the split 'train', too, behind the normals.
+    """
 
     notes = ()
 
-    def __init__(self, n: int = 13, seed: int = 7, dtype: str = "float32", size: int = SIZE, anomalies: int = 0):
+    def __init__(
+        self, n: int = 13, seed: int = 7, dtype: str = "float32", size: int = SIZE, anomalies: int = 0, moved: int = 0
+    ):
         rng = np.random.default_rng(seed)
         normal = rng.uniform(0.3, 0.5, size=(n, size, size, 3)).astype(dtype)
         bad = rng.uniform(0.3, 0.5, size=(anomalies, size, size, 3)).astype(dtype)
@@ -124,13 +133,15 @@ class ArrayData:
         masks[n:, size // 4 : size // 2, size // 2 : -size // 8] = True
         bad[masks[n:]] = 1.0
         self.images, self.masks = np.concatenate([normal, bad]), masks
-        self.spec = DataSpec("toy", "toy", size, n, 0, n, anomalies, anomalies > 0)
+        self.spec = DataSpec("toy", "toy", size, n + moved, 0, n, anomalies, anomalies > 0, moved)
 
     def _count(self, split):
+        if split == "train_normal":
+            return self.spec.n_train_normal
         return len(self.images) if split == "test" else self.spec.n_train
 
     def records(self, split):
-        n = self.spec.n_train
+        n = self.spec.n_train_normal
         return tuple(
             Record(f"{split}/{'good' if i < n else 'square'}/{i:03}.png", i >= n, "good" if i < n else "square")
             for i in range(self._count(split))
@@ -150,4 +161,6 @@ class ArrayData:
             place = np.minimum(index, n - 1)
             image = np.where(valid[:, None, None, None], self.images[place], zero)
             mask = self.masks[place] & valid[:, None, None]
-            yield Batch(image, mask, (index >= self.spec.n_train) & valid, index, valid, views(feed, image))
+            yield Batch(
+                image, mask, (index >= self.spec.n_train_normal) & valid, index, valid, views(feed, image, mask)
+            )

@@ -21,7 +21,8 @@ from jaxad.errors import UserError
 from jaxad.types import Feed
 
 FORMAT = "jaxad.data 1"
-SETTINGS = ("image_size", "resize", "crop_size", "holdout", "n_shot", "n_anomalies")  # what shapes a file's contents
+# What shapes a file's contents.
+SETTINGS = ("image_size", "resize", "crop_size", "holdout", "n_shot", "n_anomalies", "protocol", "k_shot", "draw")
 
 
 def member(category: str, split: str, i: int) -> str:

@@ -46,7 +46,9 @@ class Materialised(Category):
         self._check_settings(config, header["settings"])
         self._archive = zipfile.ZipFile(self._path)
         self._category, self._banks = category, held["banks"]
-        spec = DataSpec(**held["spec"])
+        spec = DataSpec(
+            **held["spec"] | {"kinds": tuple(held["spec"].get("kinds", ()))}
+        )  # files before 'kinds' read on
         records = {split: tuple(Record(*record) for record in rows) for split, rows in held["records"].items()}
         counts = {split: len(rows) for split, rows in records.items()}
         stores = stores_of(counts, spec.image_size, self._load, config.data.memory_mb)
@@ -56,10 +58,13 @@ class Materialised(Category):
         for key in archive.SETTINGS:
             if key == "image_size" and settings["resize"] == "none":
                 continue
-            if config.data[key] != settings[key]:
+            if key in ("k_shot", "draw") and config.data.protocol != "few_shot":
+                continue
+            held = settings.get(key, "one_class")  # older files know no protocol
+            if config.data[key] != held:
                 raise UserError(
-                    f"data.source: {self._path} was written with data.{key}={settings[key]}, this run has "
-                    f"{config.data[key]}; set --config.data.{key}={settings[key]} or materialise it again"
+                    f"data.source: {self._path} was written with data.{key}={held}, this run has "
+                    f"{config.data[key]}; set --config.data.{key}={held} or materialise it again"
                 )
         drawn = [key for key in ("holdout", "n_shot", "n_anomalies") if settings[key]]
         if drawn and config.seed != self._seed:

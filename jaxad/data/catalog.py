@@ -29,12 +29,15 @@ class Source(Protocol):
 
     name: the category · root: the data root (absolute; empty for the demo) ·
     has_masks: every anomalous test image has a ground-truth mask (False where there is none at all) ·
+    has_all_masks: so have those listed for training · protocol: the two-class protocol that divides it, '' for others ·
     notes: what the user should know of how the folder was read, one line each.
     """
 
     name: str
     root: str
     has_masks: bool
+    has_all_masks: bool
+    protocol: str
     notes: tuple[str, ...]
 
     def records(self, split: str) -> tuple[Record, ...]:
@@ -53,12 +56,20 @@ class Source(Protocol):
 def categories(config: ConfigDict) -> tuple[str, ...]:
     """The categories that `config.data.category` names: one, a comma list, or 'all' that are there.
 
-    For `folder`, an empty category is the data root itself, named by its last folder; for the demo, both it has.
+    For `folder`, an empty category is the data root itself, named by its last folder; for the demo, both it has. For
+    `images`, an empty category and 'all' are the data root itself, all its folders together, and 'a+b' are two of them
+    together; for `tfds`, see `jaxad.data.ready`.
     Raises UserError for an unknown data set or category, with the nearest, and for a missing or empty folder.
     """
-    builder, root = _builder(config)
     wanted = [name.strip() for name in config.data.category.split(",") if name.strip()]
+    if config.data.dataset == "tfds":
+        from jaxad.data import ready
+
+        return ready.categories(data_root(config.data.root), wanted)
+    builder, root = _builder(config)
     if builder.name == "folder" and (not wanted or wanted in (["all"], [root.name]) and builder.is_category(root)):
+        return (_own_name(builder, root),)
+    if builder.name == "images" and wanted in ([], ["all"]):
         return (_own_name(builder, root),)
     found = builder.found(root)
     if builder.name == "demo" and not wanted or wanted == ["all"]:
@@ -68,7 +79,7 @@ def categories(config: ConfigDict) -> tuple[str, ...]:
         return names
     if not wanted:
         raise UserError(f"config.data.category is empty; set it to 'all' or some of {', '.join(found) or 'none found'}")
-    for name in wanted:
+    for name in (part for category in wanted for part in builder.parts(category)):
         if name not in found:
             raise UserError(_unknown(builder, root, name, found))
     return tuple(dict.fromkeys(wanted))
@@ -80,17 +91,27 @@ def open_source(config: ConfigDict, category: str) -> Source:
     Raises UserError for whatever is wrong with the folder: no or one normal training image, a mask without an image or
     of another size, an unreadable file, a full disk.
     """
-    from jaxad.data import prepared
+    from jaxad.data import prepared, ready
 
+    if config.data.dataset == "tfds":
+        return ready.open_category(data_root(config.data.root), category, cache_folder(config))
     listing = list_category(config, category).check()
     return prepared.open_category(_builder(config)[0], category, listing, cache_folder(config))
 
 
 def list_category(config: ConfigDict, category: str) -> Listing:
-    """What lies in the folder of `category`, problems included: nothing is read or prepared."""
+    """What lies in the folder of `category`, problems included: nothing is read or prepared.
+
+    Raises UserError for `tfds`, which keeps no folder of images.
+    """
+    if config.data.dataset == "tfds":
+        raise UserError(
+            "config.data.dataset=tfds has no folder of images to look at: TFDS read them when it prepared them"
+        )
     builder, root = _builder(config)
     itself = builder.name == "folder" and category == root.name and builder.is_category(root)
-    return builder.listing(root, "" if itself else category)
+    itself |= builder.name == "images" and config.data.category.strip() in ("", "all")
+    return builder.listing(root, "" if itself else builder.listed_as(category, config.data.protocol))
 
 
 def cache_folder(config: ConfigDict) -> Path:
@@ -118,6 +139,8 @@ def _own_name(builder: type[AnomalyBuilder], root: Path) -> str:
 
 
 def _nothing_found(builder: type[AnomalyBuilder], root: Path) -> str:
+    if builder.name == "images":
+        return f"{root} holds no images at any depth; set config.data.root to a folder that does"
     if builder.name == "folder":
         return f"{root} holds no images and no folder with train/ or good/; set config.data.root to one that does"
     hint = f"set config.data.root to the folder that holds {', '.join(builder.CATEGORIES[:2])}, ..."

@@ -1,6 +1,6 @@
 """Reads every file of a data set and says what is there and what is wrong with it.
 
-  python -m jaxad.data.check --root=FOLDER [--category=NAME|all] [--dataset=folder|mvtec_ad|mvtec_3d_ad|visa|btad]
+  python -m jaxad.data.check --root=FOLDER [--category=NAME|all] [--dataset=folder|mvtec_ad|visa|images|...]
   python -m jaxad.data.check --config=configs/patchcore.py --config.data.dataset=folder --config.data.root=FOLDER
 
 Prints images per split and defect type, masks, sizes, channels and bit depth, and every unreadable file and mask that
@@ -81,8 +81,8 @@ def check(config: ConfigDict, category: str) -> Report:
     """Decodes every image and mask of one of `jaxad.data.catalog.categories(config)`."""
     from jaxad.data import builders, catalog
 
-    builder = builders.BUILDERS[config.data.dataset]
     listing = catalog.list_category(config, category)
+    builder = builders.BUILDERS[config.data.dataset]
     if not builder.needs_root():
         return Report(f"{category} ({builder.name}, generated)", _rows(listing, {}), listing.notes, listing.problems)
     everything = [sample for samples in listing.splits.values() for sample in samples]

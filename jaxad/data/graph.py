@@ -23,7 +23,8 @@ FIELDS = ("image", "mask", "label", "index", "valid")
 
 class Others(NamedTuple):
     """The training split: normals first, then anomalies. same_split: the batches' own rows are rows of it ·
-    foreground: row -> bool[H, W], where the image shows the object; UserError where the data set does not say.
+    foreground: row -> bool[H, W], where the image shows the object; UserError where the data set does not say ·
+    kinds() -> i32[N], each row's position in `DataSpec.kinds`; UserError where the data set has no classes.
     """
 
     fetch: Fetch
@@ -31,6 +32,7 @@ class Others(NamedTuple):
     n_anomalous: int
     same_split: bool
     foreground: Callable[[int], np.ndarray]
+    kinds: Callable[[], np.ndarray]
 
 
 def tensorflow() -> Any:
@@ -107,11 +109,16 @@ def batches(
         (mask,) = from_numpy(lambda i: others.foreground(int(i)), index, [(tf.bool, (side, side))])
         return mask
 
+    def kinds():
+        if not others.same_split:
+            raise UserError("this view needs the image's class, which is known of training images alone")
+        return others.kinds()
+
     def add_views(fields, seeds):
         image = ops.to_float(fields["image"])
         row = fields["index"] if others.same_split else tf.constant(-1, tf.int32)
         counts = others.n_normal, others.n_anomalous
-        context = ops.Context(row, fields["label"], fields["mask"], *counts, load, others.fetch, foreground)
+        context = ops.Context(row, fields["label"], fields["mask"], *counts, load, others.fetch, foreground, kinds)
         made = {}
         for view, op, seed in zip(views, resolved, seeds, strict=True):
             named = ops.named(view, op(image, context, seed))

@@ -13,15 +13,15 @@ same batches come from NumPy alone; TensorFlow is imported when the first graph 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxad.data import bank, order, splits, store
+from jaxad.data import bank, order, protocols, splits, store
 from jaxad.errors import UserError
-from jaxad.types import Batch, Data, DataSpec, Feed
+from jaxad.types import Batch, Data, DataSpec, Feed, Record
 
 
 def categories(config: ConfigDict) -> tuple[str, ...]:
@@ -53,7 +53,13 @@ class Pipeline(store.Category):
         from jaxad.data import images
 
         data = config.data
-        parts = splits.split(
+        one_class = data.protocol == "one_class"
+        named = {} if one_class else {key: data[key] for key in ("protocol", "k_shot", "draw")}
+        divide = splits.split
+        if named:
+            settings = protocols.Settings(**named, official=source.protocol == data.protocol)
+            divide = functools.partial(protocols.split, settings=settings)
+        parts = divide(
             source.records("train"),
             source.records("test"),
             category=source.name,
@@ -61,7 +67,7 @@ class Pipeline(store.Category):
             holdout=data.holdout,
             n_shot=data.n_shot,
             n_anomalies=data.n_anomalies,
-            digests=lambda rows: list(store.pool().map(lambda i: splits.content(source.load("test", i)[0]), rows)),
+            digests=lambda rows: list(store.pool().map(lambda row: splits.content(source.load(*row[1:])[0]), rows)),
         )
         rows = {"train": parts.train, "holdout": parts.holdout, "test": parts.test}
         if data.resize == "none":
@@ -92,7 +98,17 @@ class Pipeline(store.Category):
                 return np.zeros((side, side), bool)
             return np.unpackbits(packed(i), count=side * side).reshape(side, side).astype(bool)
 
-        self._foreground = foreground
+        @functools.cache
+        def kinds() -> np.ndarray:
+            if not self.spec.kinds:
+                raise UserError(
+                    f"config.data.category={source.name} has no classes: put the images of each class into a folder of "
+                    "their own, or choose a recipe without labels"
+                )
+            position = {kind: i for i, kind in enumerate(self.spec.kinds)}
+            return np.array([position[row.record.kind] for row in rows["train"]], np.int32)
+
+        self._foreground, self._kinds = foreground, kinds
         anomalous = sum(row.record.label for row in parts.test)
         spec = DataSpec(
             dataset=data.dataset,
@@ -102,8 +118,9 @@ class Pipeline(store.Category):
             n_holdout=len(parts.holdout),
             n_test_normal=len(parts.test) - anomalous,
             n_test_anomalous=anomalous,
-            has_masks=bool(source.has_masks and anomalous),
+            has_masks=bool(anomalous and (source.has_masks if one_class else source.has_all_masks)),
             n_train_anomalous=sum(row.record.label for row in parts.train),
+            kinds=kinds_of(row.record for row in parts.train),
         )
         records = {split: tuple(row.record for row in part) for split, part in rows.items()}
         counts = {split: len(part) for split, part in rows.items()}
@@ -112,7 +129,7 @@ class Pipeline(store.Category):
             records,
             store.stores_of(counts, side, load, data.memory_mb),
             (*source.notes, *parts.notes),
-            {"dataset": data.dataset, "category": source.name, "seed": config.seed, **parts.manifest()},
+            {"dataset": data.dataset, "category": source.name, "seed": config.seed, **named, **parts.manifest()},
         )
 
     def batches(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int, rows: slice) -> Iterator[Batch]:
@@ -143,9 +160,19 @@ class Pipeline(store.Category):
         others = None
         if feed.views:
             counts, same_split = self.counts("train"), feed.split.startswith("train")
-            others = graph.Others(self.fetcher("train"), *counts, same_split, self._foreground)
+            others = graph.Others(self.fetcher("train"), *counts, same_split, self._foreground, self._kinds)
         shape = len(local), self.spec.image_size
         return graph.batches(read, feed.views, start=start, stop=stop, shape=shape, others=others, as_float=as_float)
+
+
+def kinds_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """The classes of these images, sorted; () where none has one.
+
+    >>> kinds_of([Record("a.png", False, "good", "cat"), Record("b.png", False, "good", "ant")])
+    ('ant', 'cat')
+    """
+    kinds = tuple(sorted({record.kind for record in records}))
+    return () if kinds == ("",) else kinds
 
 
 def _common_side(paths: Sequence[str], shapes: Sequence[tuple[int, int]]) -> int:

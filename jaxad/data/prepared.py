@@ -41,12 +41,15 @@ class TfdsSource:
     def __init__(self, name: str, listing: Listing, readers: Mapping[str, Sequence[Mapping[str, Any]]]):
         self.name = name
         self.root = str(listing.root) if listing.root.is_absolute() else ""
-        self.has_masks = listing.has_masks
+        self.has_masks, self.has_all_masks = listing.has_masks, listing.has_all_masks
+        self.protocol = listing.protocol
         self.notes = listing.notes
         self._samples, self._readers = listing.splits, readers
 
     def records(self, split: str) -> tuple[Record, ...]:
-        return tuple(Record(sample.path, sample.label, sample.defect) for sample in self._samples.get(split, ()))
+        return tuple(
+            Record(sample.path, sample.label, sample.defect, sample.kind) for sample in self._samples.get(split, ())
+        )
 
     def load(self, split: str, i: int) -> tuple[np.ndarray, np.ndarray]:
         sample, example = self._samples[split][i], self._readers[split][i]
@@ -84,7 +87,7 @@ def open_category(builder: type[AnomalyBuilder], name: str, listing: Listing, ca
             readers = _open(builder, listing, target)
             _remove(path for path in home.iterdir() if path.name not in (_LOCK, target.name))
     except (OSError, RuntimeError) as error:
-        explained = _cache_error(error, cache)
+        explained = cache_error(error, cache)
         if explained is None:
             raise
         raise explained from error
@@ -100,7 +103,7 @@ def _prepare(builder: type[AnomalyBuilder], listing: Listing, scratch: Path) -> 
     count = sum(map(len, listing.splits.values()))
     logging.info("Preparing %s, %d images, once", listing.root / listing.category, count)
     try:
-        with _quiet():
+        with quiet():
             instance = builder.for_category(listing.category, data_dir=str(scratch), file_format=file_format())
             download = tfds.download.DownloadConfig(manual_dir=str(listing.root) if builder.needs_root() else None)
             instance.download_and_prepare(download_dir=str(scratch / "downloads"), download_config=download)
@@ -111,7 +114,7 @@ def _prepare(builder: type[AnomalyBuilder], listing: Listing, scratch: Path) -> 
 
 
 def _open(builder: type[AnomalyBuilder], listing: Listing, target: Path) -> dict[str, Sequence[Mapping[str, Any]]]:
-    with _quiet():
+    with quiet():
         instance = builder.for_category(listing.category, data_dir=str(target), file_format=file_format())
         features = instance.info.features
         encoded = {
@@ -138,7 +141,7 @@ def _remove(paths) -> None:
             shutil.rmtree(path, ignore_errors=True)  # on Windows another process may still read it; the next run tries
 
 
-def _cache_error(error: Exception, cache: Path) -> UserError | None:
+def cache_error(error: Exception, cache: Path) -> UserError | None:
     """What to tell the user; None where the error is no matter of the disk."""
     fix = "set config.data.cache_dir or JAXAD_CACHE to another folder"
     full = ("No space left", "Disk quota exceeded", "Not enough disk space")  # array_record's errors have no errno
@@ -150,7 +153,7 @@ def _cache_error(error: Exception, cache: Path) -> UserError | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, no 'Downloading ...' lines and no warnings of TFDS: preparing is our business."""
     from tensorflow_datasets.core.utils import tqdm_utils
 

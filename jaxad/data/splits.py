@@ -1,5 +1,9 @@
 """Who trains, who sets the threshold, who is tested: one seeded division of a category, kept as a manifest.
 
+This is protocol one_class, in which training is normal but for what `n_anomalies` moves; the others, whose training has
+anomalies of its own, are in `jaxad.data.protocols`. Anomalies that a data set lists for training (VisA's files for
+those protocols do) are left out here, and a note says so.
+
 The draws, all functions of (seed, number of candidates) and independent of each other:
   n_shot       that many training normals, of those not held out; a larger n_shot contains the smaller ones
   holdout      a fraction of the training normals, for thresholds; the same ones whatever n_shot is
@@ -12,7 +16,7 @@ and label, leaves the test set too, and a note says so. The draws are raw words 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +35,8 @@ class Row(NamedTuple):
 class Splits(NamedTuple):
     """The rows of each split, in index order; train: normals first, then the moved anomalies.
 
-    moved: of the training rows, those taken from the test set · removed: test rows dropped as copies of moved ones.
+    moved: of the training rows, those taken from the test set by `n_anomalies` · removed: test rows dropped as copies
+    of training rows · unused: what few_shot's draw left in the pool.
     """
 
     train: tuple[Row, ...]
@@ -40,10 +45,12 @@ class Splits(NamedTuple):
     moved: tuple[Row, ...]
     removed: tuple[Row, ...]
     notes: tuple[str, ...]
+    unused: tuple[Row, ...] = ()
 
     def manifest(self) -> dict[str, list[str]]:
         """Paths by split, JSON-able."""
         parts = dict(train=self.train, holdout=self.holdout, test=self.test, moved=self.moved, removed=self.removed)
+        parts |= dict(unused=self.unused) if self.unused else {}
         return {name: [row.record.path for row in rows] for name, rows in parts.items()}
 
 
@@ -78,9 +85,9 @@ def split(
     holdout: float = 0.0,
     n_shot: int = 0,
     n_anomalies: int = 0,
-    digests: Callable[[Iterable[int]], list[bytes]] | None = None,
+    digests: Callable[[list[Row]], list[bytes]] | None = None,
 ) -> Splits:
-    """Divides the source's records. `digests(indices of test) -> [content]` is asked only if anomalies are moved.
+    """Divides the source's records. `digests(rows) -> [content]` is asked only if anomalies are moved.
 
     Raises UserError where nothing is left to train on, or more than half of the anomalies would be moved.
 
@@ -95,20 +102,24 @@ def split(
         raise UserError(f"{category}: no normal training images (expected them in train/good)")
     if both := {row.record.path for row in normals} & {row.record.path for row in rows}:
         raise UserError(f"{category}: {min(both)} is listed for training and for testing; remove it from one of them")
-    trained, held = _normals(normals, category, seed, holdout, n_shot)
+    trained, held = hold_out(normals, category, seed, holdout, n_shot)
     moved, removed = _moved(rows, category, seed, n_anomalies, digests)
     gone = {row.index for row in moved + removed}
     notes = []
     if len(trained) == 1:
         notes.append("one training image: expect little, and thresholds without meaning")
+    if left_out := len(train) - len(normals):
+        notes.append(f"left out of training, as data.protocol is one_class: the {left_out} anomalies listed for it")
     if removed:
         notes.append(f"{len(removed)} test images removed: the same pixels as anomalies moved into training")
     rest = tuple(row for row in rows if row.index not in gone)
     return Splits((*trained, *moved), held, rest, moved, removed, tuple(notes))
 
 
-def _normals(normals: list[Row], category: str, seed: int, holdout: float, n_shot: int):
-    """(training normals, held-out normals): the first n_shot and the last share of one permutation."""
+def hold_out(
+    normals: list[Row], category: str, seed: int, holdout: float, n_shot: int = 0
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """(training normals, held-out normals): the first n_shot and the last share of one permutation; n_shot 0: all."""
     n = len(normals)
     n_held = max(1, round(holdout * n)) if holdout > 0 else 0
     if n_held >= n:
@@ -133,7 +144,7 @@ def _moved(rows: list[Row], category: str, seed: int, n: int, digests):
         )
     moved = tuple(anomalies[i] for i in drawn_anomalies(seed, len(anomalies), n))
     paths = {row.record.path for row in moved}
-    contents = digests([row.index for row in rows])
+    contents = digests(rows)
     taken = {digest for row, digest in zip(rows, contents, strict=True) if row.record.path in paths}
     copies = (row for row, digest in zip(rows, contents, strict=True) if digest in taken)
     return moved, tuple(row for row in copies if row.record.path not in paths)

@@ -45,7 +45,8 @@ class Context:
     into training · mask: bool[H, W], its mask · n_normal, n_anomalous: training images ·
     load: i32[] -> (u8[H, W, 3], bool[H, W]), a training image and its mask · fetch: the same in NumPy, for constants of
     the graph, i64[b] -> (u8[b, H, W, 3], bool[b, H, W]) · foreground: i32[] -> bool[H, W], where the training image
-    shows the object; UserError, when the graph is built, where the data set does not say.
+    shows the object; UserError, when the graph is built, where the data set does not say · kinds() -> i32[N], of every
+    training image the position of its class in `DataSpec.kinds`; UserError, as well, where the data set has no classes.
     """
 
     index: tf.Tensor
@@ -56,6 +57,7 @@ class Context:
     load: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     foreground: Callable[[tf.Tensor], tf.Tensor] | None = None
+    kinds: Callable[[], np.ndarray] | None = None
 
     def normals(self, limit: int = 64) -> np.ndarray:
         """u8[n, H, W, 3], up to `limit` training normals, evenly spaced; read now, while the graph is built."""
@@ -150,12 +152,27 @@ def turn(image: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
     )[0]
 
 
+def position_of_class(image: tf.Tensor, context: Context, seed: tf.Tensor) -> tf.Tensor:
+    """i32[], the position of the image's class in `DataSpec.kinds`; of padding, some class.
+
+    UserError, when the graph is built, where the data set has no classes, and for images of another split.
+    """
+    import tensorflow as tf
+
+    kinds = context.kinds()
+    return tf.gather(tf.constant(kinds), tf.minimum(context.index, len(kinds) - 1))
+
+
 # A function, or where it is: ops that import much are imported when they are asked for.
 OPS: dict[str, Callable | str] = {
     "rotated": rotated,
+    "class": position_of_class,
     "nsa": "jaxad.data.synthesis.nsa:nsa",
     "real_anomaly": "jaxad.data.synthesis.real:real_anomaly",
     "cutpaste": "jaxad.data.synthesis.cutpaste:cutpaste",
+    "smooth_blend": "jaxad.data.synthesis.smooth_blend:smooth_blend",
+    "spot_the_difference": "jaxad.data.synthesis.spot_the_difference:spot_the_difference",
+    "flip_jitter": "jaxad.data.synthesis.flip_jitter:flip_jitter",
 }
 
 

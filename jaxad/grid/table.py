@@ -10,7 +10,14 @@ from typing import Any
 from jaxad.grid import Cell
 from jaxad.grid.folder import Grid
 
-METRICS = {"image_auroc": "image AUROC", "image_ap": "image AP", "pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO 0.3"}
+METRICS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_aupr": "image AUPR",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_aupr": "pixel AUPR",
+    "aupro_0.3": "AUPRO 0.3",
+}
 TIMES = {"fit_seconds": "fit, s", "predict_ms_per_image": "predict, ms"}
 
 

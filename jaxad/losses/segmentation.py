@@ -55,6 +55,22 @@ def balanced_l1(logits: Array, normal: Array) -> Array:
     return sum(means) / jnp.maximum(sum(present), 1.0)
 
 
+def dice(logits: Array, truth: Array) -> tuple[Array, Array]:
+    """Soft Dice overlap, (2 sum of p t, sum of p + sum of t), f32[B] each, p = sigmoid(z); 1 - their ratio is the loss.
+
+    truth: f32[B, H, W, 1], 1 = what the logits are of. Take the ratio of the sums over a batch: of an image without any
+    of it the ratio is 0 whatever is drawn, but in a batch its p still cost. (Milletari et al. 2016, arXiv:1606.04797,
+    section 3; Departure: p and t in the denominator, not their squares.)
+
+    >>> both, each = dice(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1)))
+    >>> [round(float(value), 3) for value in (*both, *each)]
+    [4.0, 6.0]
+    """
+    drawn = jax.nn.sigmoid(logits)
+    axes = (1, 2, 3)
+    return 2.0 * jnp.sum(drawn * truth, axis=axes), jnp.sum(drawn, axis=axes) + jnp.sum(truth, axis=axes)
+
+
 def recall(logits: Array, normal: Array) -> tuple[Array, Array]:
     """(anomalous pixels with A_hat < 0.5, anomalous pixels), f32[B] each; A_hat the mean over channels.
 

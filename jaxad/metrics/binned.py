@@ -133,11 +133,12 @@ class PixelBins:
     def result(self) -> dict:
         """The keys of `pixel_metrics`, and 'error_bounds': {key: bound}, with |value - exact value| <= bound.
 
-        AUROC, AP and AUPRO are the middle of the interval in which the exact value must lie whatever the order within
-        the bins. F1 and IoU maxima are reached at the threshold given; a higher one may hide within a bin. A bin with
-        one distinct score hides nothing and adds no error.
+        AUROC, AP, AUPR and AUPRO are the middle of the interval in which the exact value must lie whatever the order
+        within the bins. F1 and IoU maxima are reached at the threshold given; a higher one may hide within a bin. A bin
+        with one distinct score hides nothing and adds no error.
         """
-        keys = ["pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_f1max_threshold", "iou_max", "iou_max_threshold"]
+        keys = ["pixel_auroc", "pixel_ap", "pixel_aupr", "pixel_f1max", "pixel_f1max_threshold"]
+        keys += ["iou_max", "iou_max_threshold"]
         keys += [f"aupro_{limit:g}" for limit in self.limits]
         n_normal, n_anomalous = (int(total) for total in self.counts[:2].sum(axis=1))
         if not n_normal or not n_anomalous:
@@ -164,6 +165,16 @@ class PixelBins:
         most = count * (found / (found + above))
         low["pixel_ap"] = float(np.sum(np.where(tied, exact, least))) / n_anomalous
         high["pixel_ap"] = float(np.sum(np.where(tied, exact, most))) / n_anomalous
+
+        # AUPR: after n anomalies and between `above` and `alarms` false alarms, precision is at most n / (n + above)
+        # and at least n / (n + alarms). Both are concave in n, so a trapezoid is at most the integral of the one, and
+        # at least the single chord of the other. Before the first flagged pixel precision is 1.
+        before = found - count
+        here, chord = _precision(before, above), count * (_precision(before, alarms) + found / (found + alarms)) / 2
+        integral = count - above * np.log1p(count / np.maximum(before + above, 1))
+        exact = count * (here + found / (found + alarms)) / 2
+        low["pixel_aupr"] = float(np.sum(np.where(tied, exact, chord))) / n_anomalous
+        high["pixel_aupr"] = float(np.sum(np.where(tied, exact, integral))) / n_anomalous
 
         weight = self.counts[2, order] / 2.0**UNIT / int(self.regions)
         for limit in self.limits:
@@ -200,6 +211,12 @@ class PixelBins:
 
 def _pairs(count, below, n_anomalous: int, n_normal: int) -> float:
     return ranking.exact_dot(below, count) / (n_anomalous * n_normal)
+
+
+def _precision(found: np.ndarray, alarms: np.ndarray) -> np.ndarray:
+    """f64[K]; 1 where nothing is flagged."""
+    flagged = found + alarms
+    return np.where(flagged > 0, found / np.maximum(flagged, 1), 1.0)
 
 
 def _ramp(above: np.ndarray, alarms: np.ndarray, x: float) -> np.ndarray:

@@ -26,15 +26,18 @@ def normalise(image: Array) -> Array:
     return (image - IMAGENET_MEAN.reshape(shape).astype(image.dtype)) / IMAGENET_STD.reshape(shape).astype(image.dtype)
 
 
-def build(name: str, stages: Sequence[str], dtype=None, **changes) -> nn.Module:
+def build(name: str, stages: Sequence[str], dtype=None, groups: int = 1, **changes) -> nn.Module:
     """The backbone `name` as a module: apply(variables, normalised f[B, H, W, 3], train) -> {stage: f[B, h, w, C]}.
 
-    It computes only up to the last of `stages`. `changes` shrink it for tests: fields of `resnet.Architecture`, or
+    It computes only up to the last of `stages`. groups: of rows, whose statistics BatchNorm takes apart in training
+    (`layers.BatchNorm`); VGG16 has none. `changes` shrink it for tests: fields of `resnet.Architecture`, or
     `widths` of VGG16.
     Raises UserError for a name or a stage that does not exist.
     """
     _known(name)
-    return vgg.vgg16(stages, dtype, **changes) if name == "vgg16" else resnet.resnet(name, stages, dtype, **changes)
+    if name == "vgg16":
+        return vgg.vgg16(stages, dtype, **changes)
+    return resnet.resnet(name, stages, dtype, groups, **changes)
 
 
 def stages(name: str) -> tuple[str, ...]:

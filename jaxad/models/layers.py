@@ -63,10 +63,10 @@ def conv_transpose(features: int, dtype=None, *, name: str | None = None) -> nn.
     return ConvTranspose2x2(features, dtype, name=name)
 
 
-def batch_norm(dtype=None, *, name: str | None = None) -> nn.Module:
-    """BatchNorm over B, H, W with torchvision's constants (eps 1e-5, PyTorch momentum 0.1); call it with
-    (x, train, mask)."""
-    return BatchNorm(dtype, name=name)
+def batch_norm(dtype=None, *, groups: int = 1, name: str | None = None) -> nn.Module:
+    """BatchNorm over B, H, W with torchvision's constants (eps 1e-5, PyTorch momentum 0.1), in training of each of
+    `groups` groups of rows alone; call it with (x, train, mask)."""
+    return BatchNorm(dtype, groups=groups, name=name)
 
 
 def max_pool(x: Array) -> Array:
@@ -164,35 +164,62 @@ class BatchNorm(nn.Module):
     variance is the unbiased one, M / (M - 1) times the batch's with M = B H W, as PyTorch keeps it and Flax does not.
     mask: bool[B], the rows that statistics are taken from, at least one of them True; the other rows are normalised by
     these, too. None: all rows.
+    groups: in training each of so many groups of B / groups consecutive rows is normalised by its own statistics, as
+    rows on as many devices are without synchronisation ("ghost" BatchNorm, Hoffer et al. 2017, arXiv:1705.08741,
+    algorithm 1); the averages move by the mean over groups, M the values of a group. Under `jit` a multiple of the
+    number of devices keeps each group on one device. Raises ValueError, while tracing, where groups do not divide the
+    rows or a mask is given too.
+    use_scale, use_bias: with a learnt factor, with a learnt offset.
     """
 
     dtype: jnp.dtype | None = None
     momentum: float = 0.9  # the weight of the old average: 1 - PyTorch's
     epsilon: float = 1e-5
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    groups: int = 1
+    use_scale: bool = True
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale = self.param("scale", self.scale_init, shape) if self.use_scale else None
+        bias = self.param("bias", nn.initializers.zeros, shape) if self.use_bias else None
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
         wide = x.astype(dtype)
         mean, var = running_mean.value.astype(dtype), running_var.value.astype(dtype)
+        groups = self._groups(x, mask) if train else 1
+        if groups > 1:
+            wide = wide.reshape((groups, -1) + x.shape[1:])
+
+        def beside(value: Array) -> Array:  # f[C], or f[groups, C], with the axes that broadcast over `wide`
+            return value.reshape(value.shape[:-1] + (1,) * (wide.ndim - value.ndim) + shape)
+
         if train:
-            axes = tuple(range(x.ndim - 1))
+            axes = tuple(range(wide.ndim - x.ndim, wide.ndim - 1))
             where = None if mask is None else mask.reshape((-1,) + (1,) * (x.ndim - 1))
             mean = jnp.mean(wide, axes, where=where)
-            var = jnp.mean(jnp.square(wide - mean.reshape((1,) * len(axes) + shape)), axes, where=where)
+            var = jnp.mean(jnp.square(wide - beside(mean)), axes, where=where)
             if not self.is_initializing():
-                rows = x.shape[0] if mask is None else jnp.sum(mask).astype(dtype)
+                rows = x.shape[0] // groups if mask is None else jnp.sum(mask).astype(dtype)
                 count = math.prod(x.shape[1:-1]) * rows
                 unbiased = var * (count / (max if mask is None else jnp.maximum)(count - 1, 1))
                 for average, value in ((running_mean, mean), (running_var, unbiased)):
-                    value = value.astype(average.value.dtype)
+                    value = (jnp.mean(value, axis=0) if groups > 1 else value).astype(average.value.dtype)
                     average.value = self.momentum * average.value + (1 - self.momentum) * value
-        factor = scale.astype(dtype) * lax.rsqrt(var + self.epsilon)
-        mean, factor, bias = (v.reshape((1,) * (x.ndim - 1) + shape) for v in (mean, factor, bias.astype(dtype)))
-        return ((wide - mean) * factor + bias).astype(self.dtype or x.dtype)
+        factor = lax.rsqrt(var + self.epsilon)
+        if scale is not None:
+            factor = scale.astype(dtype).reshape((1,) * (factor.ndim - 1) + shape) * factor
+        y = (wide - beside(mean)) * beside(factor)
+        if bias is not None:
+            y = y + beside(bias.astype(dtype))
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+    def _groups(self, x: Array, mask: Array | None) -> int:
+        if self.groups < 1 or x.shape[0] % self.groups:
+            raise ValueError(f"BatchNorm: {self.groups} groups do not divide a batch of {x.shape[0]} rows")
+        if self.groups > 1 and mask is not None:
+            raise ValueError("BatchNorm: groups and a mask of rows do not go together")
+        return self.groups

@@ -4,6 +4,7 @@
     W/predictions.csv                one line per test image: score, threshold, decision
     W/overlays/CATEGORY_000_*.png    one panel per image, the worst mistakes first
     W/sheets/CATEGORY.png            all at one glance
+    W/maps/CATEGORY.npz              a few anomalous images with their maps, for python -m jaxad.report --figure
     W/sheets/CATEGORY_maps.png       maps on a scale of their own before thresholding, and other pictures of the method
     W/curves/CATEGORY_*.{png,csv}    ROC, precision-recall, PRO, IoU, and the scores with the threshold
     W/curves/iou.{png,csv}           IoU against the threshold on the map's scale, all categories and their mean
@@ -87,6 +88,7 @@ def category(
         # Where anomalies did move, the test set lacks them already.
         n_drawn=0 if config["data"]["n_anomalies"] else config["eval"]["without_drawn"],
         steps=steps,
+        visa202=config["eval"]["visa202"],
     )
     paper = targets.of_run(config, spec.dataset, spec.category)
     if paper:
@@ -139,23 +141,24 @@ def pictures(
     count: int = 20,
     curves: bool = True,
 ) -> None:
-    """Writes the overlays, the sheets and the curves of one category, and removes those of an earlier run.
+    """Writes the overlays, the sheets, a few maps and the curves of one category; removes those of an earlier run.
 
     Args:
       found, limit: predictions of the test split and its threshold.
       result: what `evaluate.category_result` made of them.
       image_of: row of the test split -> u8[H, W, 3], resized as the batches were.
-      count: overlays to draw; 0: no sheets either.
+      count: overlays to draw; 0: no sheets and no maps either.
       curves: whether to draw the curves.
 
     Raises:
       UserError: a file cannot be written.
     """
     from jaxad.report import curves as _curves
-    from jaxad.report import drawing, maps, overlays
+    from jaxad.report import drawing, figure, maps, overlays
 
     workdir = pathlib.Path(workdir)
     overlays.write(workdir / "overlays", category, found, limit, image_of, count)
+    figure.keep(workdir, category, found, limit, image_of, figure.MOST if count else 0)
     if count:
         picture = overlays.sheet(category, found, limit, image_of)
         files.write_bytes(workdir / "sheets" / f"{files.safe_name(category)}.png", drawing.png(picture))
@@ -222,4 +225,13 @@ def mean(categories: Mapping[str, Mapping[str, Any]], steps: Mapping[str, IouSte
             notes[name] = "in no category"
         elif absent:
             notes[name] = f"mean of {len(present)} of {len(values)} categories; without {', '.join(absent)}"
+    if any("visa202" in of for of in categories.values()):
+        result["visa202"] = _mean_visa202(categories)
     return {**result, "notes": notes}
+
+
+def _mean_visa202(categories: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """The mean of each of VisA's metrics over the categories that have it, as the notes of the same metric say."""
+    found = [of["visa202"] for of in categories.values() if "visa202" in of]
+    columns = {key: [values[key] for values in found if values[key] is not None] for key in found[0]}
+    return {key: float(np.mean(values)) if values else None for key, values in columns.items()}

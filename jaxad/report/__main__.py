@@ -1,6 +1,6 @@
 """Prints the numbers of finished runs, the paper's beside them where it has any.
 
-  python -m jaxad.report RUN [RUN ...] [--iou=FILE.png]
+  python -m jaxad.report RUN [RUN ...] [--iou=FILE.png] [--figure=FILE.png]
 
 RUN is the workdir of a finished run: results.json and config.json in it are read.
 
@@ -8,6 +8,10 @@ RUN is the workdir of a finished run: results.json and config.json in it are rea
 all runs have, a colour per run, and writes the numbers to FILE.csv: run, category, threshold, iou. The threshold is a
 place on the scale of the maps, from 0 to 1. Each run's curves/iou.csv is read. Printed for each run: over which
 thresholds its mean IoU stays above every other run's best.
+
+--figure=FILE.png also draws a row per anomalous test image that all runs have kept: the image, its ground truth, and
+the map of each run over the image, coloured from the run's pixel threshold to the largest value of its maps. Each run's
+maps/CATEGORY.npz is read.
 """
 
 from __future__ import annotations
@@ -20,9 +24,10 @@ from typing import Any
 
 from jaxad.errors import UserError, exit_code
 from jaxad.flags import debug_asked
-from jaxad.report import compare, iou, targets
+from jaxad.report import compare, figure, iou, targets
 
-USAGE = "python -m jaxad.report RUN [RUN ...] [--iou=FILE.png]"
+SELDOM = ("image_aupr", "pixel_aupr")  # a column of their own only beside a paper's
+USAGE = "python -m jaxad.report RUN [RUN ...] [--iou=FILE.png] [--figure=FILE.png]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,20 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__doc__.strip())
             return
         names = [argument for argument in words if not argument.startswith("-")]
-        path = None
+        path: dict[str, str] = {}
         for flag in (argument for argument in words if argument.startswith("-")):
             name, _, value = flag.partition("=")
-            if name not in ("--iou", "-iou"):
+            name = name.lstrip("-")
+            if name not in ("iou", "figure"):
                 raise UserError(f"unknown flag {flag!r}: {USAGE}")
-            path = compare.check(value)
+            path[name] = compare.check(value, f"--{name}")
         if not names:
             raise UserError(f"no run given: {USAGE}")
         runs = {run: read(run) for run in names}
-        curves = {run: iou.read(run) for run in runs} if path else {}
+        methods = {run: results["method"] for run, results in runs.items()}
+        curves = {run: iou.read(run) for run in runs} if "iou" in path else {}
+        kept = {run: figure.read(run, list(runs[run]["categories"])) for run in runs} if "figure" in path else {}
         print(text(runs), flush=True)
-        if path:
-            said = compare.write(path, curves, {run: results["method"] for run, results in runs.items()})
-            print("\n".join(said), flush=True)
+        if "iou" in path:
+            print("\n".join(compare.write(path["iou"], curves, methods)), flush=True)
+        if "figure" in path:
+            print("\n".join(figure.write(path["figure"], kept, methods)), flush=True)
 
     return exit_code(body, debug_asked(argv))
 
@@ -88,13 +97,14 @@ def text(runs: Mapping[str, Mapping[str, Any]]) -> str:
         if len(results["categories"]) > 1:
             entries.append((run, "mean", results["mean"]))
     printed = {key for *_, values in entries for key in (values.get("paper") or ())}
+    shown = {key: name for key, name in targets.METRICS.items() if key in printed or key not in SELDOM}
     head = ["run", "category"]
-    for key, name in targets.METRICS.items():
+    for key, name in shown.items():
         head += [name, "paper"] if key in printed else [name]
     table = [head]
     for run, name, values in entries:
         cells, paper = [run, name], values.get("paper") or {}
-        for key in targets.METRICS:
+        for key in shown:
             cells.append("n/a" if values.get(key) is None else f"{values[key]:.4f}")
             cells += [f"{paper[key]:.3f}" if key in paper else ""] if key in printed else []
         table.append(cells)

@@ -31,10 +31,10 @@ class Means(NamedTuple):
     iou: dict[str, np.ndarray]
 
 
-def check(path: str) -> str:
-    """`path`, or a UserError where it is no place for the figure."""
+def check(path: str, flag: str = "--iou") -> str:
+    """`path`, or a UserError where it is no place for the figure that `flag` asks for."""
     if not path.lower().endswith(".png") or os.path.basename(path).lower() == ".png":
-        raise UserError(f"--iou={path!r} does not end in .png: --iou=FILE.png")
+        raise UserError(f"{flag}={path!r} does not end in .png: {flag}=FILE.png")
     return path
 
 

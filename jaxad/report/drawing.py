@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jaxad.decision import Threshold
 from jaxad.drawing import FAINT, INK, PAPER, font
 from jaxad.drawing import TRUTH as TRUTH
 from jaxad.drawing import outline as outline
@@ -17,6 +16,9 @@ from jaxad.drawing import png as png
 from jaxad.drawing import shorten as shorten
 from jaxad.drawing import shrink_mask as shrink_mask
 from jaxad.drawing import tile_size as tile_size
+
+if TYPE_CHECKING:  # python -m jaxad.report draws without jax
+    from jaxad.decision import Threshold
 
 FOUND = (255, 66, 77)  # contour at the pixel threshold
 BADGES = {"miss": (176, 58, 0), "false_alarm": (150, 20, 70), "hit": (0, 112, 74), "pass": (72, 84, 98)}

@@ -6,6 +6,9 @@ metric, value, note`. `setting` is 'full' (all normals), '16_shot' or an ablatio
 number. A column may go over several tables, one for each metric. A printed average can differ from its rows, so the
 mean of a run stands beside the mean of the rows.
 
+patchcore, padim and two_class have the tables of the poster on SPD (Zou et al.): a number per pre-training of the
+backbone, which is the column ('sup': supervised, on ImageNet; 'simsiam+spd'), and averages alone.
+
 A run has targets where its data set is the paper's, under the paper's name for it. jax is not imported.
 """
 
@@ -13,13 +16,21 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 AVERAGE = "average"
-METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_0.3": "AUPRO", "iou_max": "IoU"}
+METRICS = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro_0.3": "AUPRO",
+    "iou_max": "IoU",
+    "image_aupr": "image AUPR",
+    "pixel_aupr": "pixel AUPR",
+}
 N_REAL = 10  # real anomalies that train in "(r)"
 # Table 4 of siamese_unet: (attention, contrastive, deviation) -> (setting, column).
 _ABLATIONS = {
@@ -42,6 +53,12 @@ _DETECTORS = {
     (True, True, False): ("table5", "table5_input_map"),
     (True, True, True): ("full", "anoseg"),  # its last row is the mean of Table 4
 }
+# The categories of a data set of which a paper prints averages only.
+_CATEGORIES = {
+    "mvtec_ad": "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw "
+    "tile toothbrush transistor wood zipper",
+    "visa": "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum",
+}
 
 
 class Target(NamedTuple):
@@ -58,11 +75,15 @@ class Target(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Which numbers a run is compared with. source: the method whose file they are in · setting, method: as there."""
+    """Which numbers a run is compared with.
+
+    source: the method whose file they are in · setting, method: as there · note: what the run does not share with them.
+    """
 
     source: str
     setting: str
     method: str
+    note: str = ""
 
 
 @functools.cache
@@ -82,7 +103,7 @@ def column(config: Mapping[str, Any]) -> Column | None:
     """Which column a run of this config (nested dicts) is compared with; None: there is none.
 
     >>> column({'method': 'siamese_unet', 'data': {'n_shot': 0}, 'siamese_unet': {'anomalies': 'synthetic'}})
-    Column(source='siamese_unet', setting='full', method='ours_s')
+    Column(source='siamese_unet', setting='full', method='ours_s', note='')
     >>> column({'method': 'patchcore', 'data': {}}) is None
     True
     """
@@ -96,7 +117,70 @@ def column(config: Mapping[str, Any]) -> Column | None:
         return _siamese_unet(config[method], config["data"], setting)
     if method == "anoseg" and setting == "full":
         return _anoseg(config[method])
+    if method in ("patchcore", "padim", "two_class") and setting == "full":
+        return _poster(config)
     return None
+
+
+def _poster(config: Mapping[str, Any]) -> Column | None:
+    """The tables of the poster: 1 is of PatchCore, 2 of two classes, 3 the ablations."""
+    method, data, backbone = config["method"], config.get("data", {}), config.get("backbone", {}).get("name")
+    trained = _pretraining(config.get("backbone", {}))
+    if trained is None or data.get("n_anomalies"):
+        return None
+    name, note = trained
+    setting = None
+    if data.get("protocol", "one_class") == "one_class":
+        setting = {
+            ("patchcore", "wide_resnet50_2"): "full",
+            ("padim", "resnet50"): "ablation_resnet50",
+            ("padim", "wide_resnet50_2"): "ablation_wide_resnet50_2",
+        }.get((method, backbone))
+    elif (method, backbone, data["protocol"]) == ("two_class", "resnet50", "few_shot"):
+        setting = f"{data['k_shot']}_shot"
+        note = "; ".join(filter(None, (note, "a run is one draw of the images")))
+    printed = any((row.setting, row.method) == (setting, name) for row in read(method))
+    return Column(method, setting, name, note) if printed else None
+
+
+def _pretraining(backbone: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(column, note) of what a backbone, config.backbone of a run, was pre-trained with; None where nobody knows.
+
+    Of a run of spd: only one that began at random weights, and on ImageNet-1k or on a folder of images, which may be
+    it. Whether a table has the column is for the caller to see.
+    """
+    weights = backbone.get("weights", "")
+    if weights == "imagenet":
+        return "sup", ""
+    made = _pretraining_run(weights)
+    if made is None or made["backbone"]["name"] != backbone["name"] or made["backbone"]["weights"] != "random":
+        return None
+    data, own = made["data"], made["spd"]
+    if data["dataset"] == "images":
+        note = "pre-trained on a folder of images, the poster on ImageNet-1k"
+    elif data["dataset"] == "tfds" and data["category"].partition(":")[0] == "imagenet2012":
+        note = ""
+    else:
+        return None
+    base = "sup" if own["base"] == "supervised" else own["base"]
+    if not own["eta"]:
+        return base, note
+    usual = "xent" if base == "sup" else "cosine"
+    term = usual if own["term"] == "auto" else own["term"]
+    changes = [f"eta{float(own['eta'])}"] * (own["eta"] != 0.1)
+    changes += [own["local"]] * (own["local"] != "smooth_blend") + [term] * (term != usual)
+    return "_".join([f"{base}+spd", *changes]), note
+
+
+def _pretraining_run(weights: str) -> Mapping[str, Any] | None:
+    """The config of the run of spd whose workdir, or whose file WORKDIR/CATEGORY/backbone.safetensors, that is."""
+    path = pathlib.Path(weights).expanduser()
+    folder = path.parents[1] if path.name == "backbone.safetensors" else path
+    try:
+        made = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, IndexError):  # a name, or a file that came from elsewhere
+        return None
+    return made if isinstance(made, dict) and made.get("method") == "spd" else None
 
 
 def _siamese_unet(own: Mapping[str, Any], data: Mapping[str, Any], setting: str) -> Column | None:
@@ -147,7 +231,9 @@ def _entry(of: Column, cells: Mapping[str, Target]) -> dict[str, Any]:
     """What `beside` says of one category."""
     chosen = {key: cells[key] for key in METRICS if key in cells}
     tables = sorted({target.table for target in chosen.values()})
-    notes = [f"{METRICS[key]}: {target.note}" for key, target in chosen.items() if target.note]
+    shared = len(chosen) > 1 and len({target.note for target in chosen.values()}) == 1
+    notes = [f"{METRICS[key]}: {target.note}" for key, target in chosen.items() if target.note and not shared]
+    notes += filter(None, [next(iter(chosen.values())).note if shared else "", of.note])
     return {
         **{key: round(target.value / 100, 6) for key, target in chosen.items()},
         "table": tables[0] if len(tables) == 1 else tables,
@@ -166,6 +252,7 @@ def mean(of: Column, dataset: str, categories: Sequence[str]) -> dict[str, Any] 
     printed = _printed(of, dataset)
     averages = printed.pop(AVERAGE, {})
     whole = {row.category for row in read(of.source) if row.dataset == dataset and row.category != AVERAGE}
+    whole = whole or set(_CATEGORIES.get(dataset, "").split())
     cells = {}
     for key in METRICS:
         rows = [printed[name][key] for name in categories if key in printed.get(name, ())]

@@ -16,6 +16,7 @@ import pytest
 from jaxad import config as configs
 from jaxad.data import catalog, images, prepared
 from jaxad.errors import UserError
+from jaxad.types import Record
 
 
 def make_config(root, cache, dataset="folder", category=""):
@@ -58,7 +59,7 @@ def test_source_serves_the_files_by_index(tmp_path, monkeypatch, file_format):
     source = catalog.open_source(config, "screw")
     assert [len(source.records(split)) for split in ("train", "test", "nothing")] == [4, 7, 0]
     assert source.name == "screw" and source.root == str(tmp_path / "data") and source.has_masks and not source.notes
-    assert source.records("test")[0] == ("screw/test/crack/000.png", True, "crack")
+    assert source.records("test")[0] == Record("screw/test/crack/000.png", True, "crack")
     assert_equals_files(source, tmp_path / "data")
 
 

@@ -67,7 +67,7 @@ def geometries(n, side=256, variant="normal", area=(0.02, 0.15), aspect=0.3):
     uniform = tf.random.stateless_uniform((n, cp.GEOMETRY_DRAWS), (3, 5))
 
     def one(u):
-        size, angle, _ = cp._geometry(u, (side, side), variant, area, aspect)
+        size, angle, _ = cp.geometry(u, (side, side), variant, area, aspect)
         return size, tf.zeros(()) if angle is None else angle
 
     @tf.function(autograph=False)

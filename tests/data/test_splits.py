@@ -12,7 +12,7 @@ def divide(n_train=20, n_anomalous=9, n_normal=5, digests=None, seed=0, **option
     test = tuple(Record(f"test/{d}/{i}.png", True, d) for i in range(n_anomalous) for d in ["hole"]) + tuple(
         Record(f"test/good/{i}.png", False, "good") for i in range(n_normal)
     )
-    digests = digests or (lambda rows: [str(row).encode() for row in rows])
+    digests = digests or (lambda rows: [str(row.index).encode() for row in rows])
     return splits.split(train, test, category="c", seed=seed, digests=digests, **options)
 
 
@@ -68,7 +68,7 @@ def test_anomalies_are_drawn_uniformly():
 
 def test_copies_of_moved_images_leave_the_test_set_whatever_their_label():
     def digests(rows):  # anomaly 0 = anomaly 4, anomaly 1 = normal 0 (row 9)
-        return [{4: b"0", 9: b"1"}.get(row, str(row).encode()) for row in rows]
+        return [{4: b"0", 9: b"1"}.get(row.index, str(row.index).encode()) for row in rows]
 
     for seed in range(30):
         parts = divide(n_anomalies=2, seed=seed, digests=digests)

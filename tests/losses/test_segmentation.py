@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxad.losses.segmentation import SEGMENTATIONS, balanced_l1, bce, false_alarms, l1, recall, segmentation
+from jaxad.losses.segmentation import SEGMENTATIONS, balanced_l1, bce, dice, false_alarms, l1, recall, segmentation
 
 
 def maps(channels, seed=0):
@@ -139,3 +139,13 @@ def test_a_pixel_is_called_by_the_mean_of_its_channels_and_not_by_their_majority
         np.testing.assert_array_equal(called, [1])
     only_second = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
     assert recall(logits, only_second)[0][0] == 1 and false_alarms(logits, only_second)[0][0] == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dice_counts_the_overlap_and_both_areas(channels):
+    logits, truth = maps(channels)
+    overlap, areas = (np.asarray(part) for part in dice(logits, truth))
+    for b, image in enumerate(zip(logits, truth, strict=True)):
+        drawn = [(sigmoid(z), t) for z, t in pixels(*image)]
+        assert overlap[b] == pytest.approx(2 * sum(p * t for p, t in drawn), rel=1e-5)
+        assert areas[b] == pytest.approx(sum(p for p, _ in drawn) + truth[b].sum(), rel=1e-5)

@@ -8,7 +8,7 @@ from pixel_cases import case
 
 from jaxad.metrics import PixelBins, RankSketch, binned_pixel_metrics, pixel_metrics
 
-VALUES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "iou_max", "aupro_0.3", "aupro_0.05")
+VALUES = ("pixel_auroc", "pixel_ap", "pixel_aupr", "pixel_f1max", "iou_max", "aupro_0.3", "aupro_0.05")
 
 
 def batches(maps, masks, size=5):
@@ -39,6 +39,15 @@ def test_exact_values_lie_within_the_bounds_of_edges_that_fit_badly(bins):
     linear.update(maps, masks)
     assert_within_bounds(linear.result(), maps, masks)
     assert linear.result()["error_bounds"]["pixel_auroc"] > 0.05
+
+
+@pytest.mark.parametrize("signal", [-1.5, 0.0, 6.0])
+@pytest.mark.parametrize("bins", [2, 4, 12])
+def test_the_bound_of_aupr_holds_for_poor_and_for_perfect_maps(signal, bins):
+    """Poor maps start with normals, where precision is 0; perfect ones with anomalies alone, where it is 1."""
+    for seed in range(6):
+        maps, masks = case(n=3, side=9, levels=seed % 3 * 7, seed=seed, signal=signal)
+        assert_within_bounds(binned_pixel_metrics(batches(maps, masks), len(maps), bins=bins), maps, masks)
 
 
 def test_heavy_tails_cost_nothing_in_rank_space():

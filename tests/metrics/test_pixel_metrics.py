@@ -11,16 +11,18 @@ from sklearn import metrics as sk
 
 from jaxad.metrics import pixel_metrics
 
-RANKED = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
+RANKED = ("pixel_auroc", "pixel_ap", "pixel_aupr", "pixel_f1max", "aupro_0.3", "aupro_0.05", "iou_max")
 KEYS = {*RANKED, "pixel_f1max_threshold", "iou_max_threshold", "notes"}
 
 
 @pytest.mark.parametrize("levels", [0, 2, 40])
-def test_pixel_auroc_and_ap_agree_with_sklearn(levels):
+def test_pixel_auroc_ap_and_aupr_agree_with_sklearn(levels):
     maps, masks = case(levels=levels)
     ours = pixel_metrics(maps, masks)
     assert ours["pixel_auroc"] == pytest.approx(sk.roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
     assert ours["pixel_ap"] == pytest.approx(sk.average_precision_score(masks.ravel(), maps.ravel()), abs=1e-12)
+    precision, recall, _ = sk.precision_recall_curve(masks.ravel(), maps.ravel())
+    assert ours["pixel_aupr"] == pytest.approx(sk.auc(recall, precision), abs=1e-12)
 
 
 @pytest.mark.parametrize("levels", [0, 2, 40])
@@ -67,7 +69,7 @@ def test_all_metrics_lie_in_the_unit_interval_on_random_cases_with_heavy_ties():
         maps, masks = case(n=3, side=9, levels=seed % 5, seed=seed)
         ours = pixel_metrics(maps, masks, pro_limits=(1.0, 0.3, 0.05, 0.001))
         values = [value for key, value in ours.items() if key != "notes" and not key.endswith("threshold")]
-        assert len(values) == 8 and all(0.0 <= value <= 1.0 for value in values)
+        assert len(values) == 9 and all(0.0 <= value <= 1.0 for value in values)
 
 
 @pytest.mark.parametrize(

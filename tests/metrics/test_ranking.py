@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from jaxad.metrics import image_metrics, pr_curve, ranking, roc_curve
 
-IMAGE_KEYS = {"image_auroc", "image_ap", "image_f1max", "image_f1max_threshold", "notes"}
+IMAGE_KEYS = {"image_auroc", "image_ap", "image_aupr", "image_f1max", "image_f1max_threshold", "notes"}
 
 
 def cases():
@@ -55,6 +55,27 @@ def test_auroc_and_ap_agree_with_sklearn():
         ours = image_metrics(scores, labels)
         assert ours["image_auroc"] == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-13)
         assert ours["image_ap"] == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-13)
+
+
+def test_aupr_is_the_trapezoidal_area_of_sklearns_curve():
+    for scores, labels in cases():
+        precision, recall, _ = sk.precision_recall_curve(labels, scores)
+        ours = image_metrics(scores, labels)
+        assert ours["image_aupr"] == pytest.approx(sk.auc(recall, precision), abs=1e-13)
+        assert ours["image_aupr"] != ours["image_ap"]
+
+
+@pytest.mark.parametrize(
+    "scores, labels, want",
+    [
+        ([4, 3, 2, 1], [1, 1, 0, 0], 1),
+        ([4, 3, 2, 1], [0, 0, 1, 1], Fraction(1, 2) * (Fraction(1, 3) / 2 + (Fraction(1, 3) + Fraction(2, 4)) / 2)),
+        ([4, 3, 2, 1], [1, 0, 1, 0], Fraction(1, 2) * (1 + (Fraction(1, 2) + Fraction(2, 3)) / 2)),
+        ([1, 1, 1, 1, 1], [1, 0, 0, 0, 0], Fraction(3, 5)),  # (1 + share of anomalies) / 2
+    ],
+)
+def test_aupr_of_cases_worked_out_by_hand(scores, labels, want):
+    assert image_metrics(scores, labels)["image_aupr"] == pytest.approx(float(want), abs=1e-15)
 
 
 def test_best_f1_is_that_of_trying_every_score():
@@ -114,9 +135,8 @@ def test_increasing_transforms_and_permutations_change_nothing():
         order = rng.permutation(scores.size)
         for other in (np.exp(3 * scores), np.arctan(scores), scores * 1024 - 3, scores**3):
             got = image_metrics(other[order], labels[order])
-            assert [got[key] for key in ("image_auroc", "image_ap", "image_f1max")] == [
-                want[key] for key in ("image_auroc", "image_ap", "image_f1max")
-            ]
+            for key in ("image_auroc", "image_ap", "image_aupr", "image_f1max"):
+                assert got[key] == want[key]
             assert got["image_f1max_threshold"] == other[scores == want["image_f1max_threshold"]][0]
 
 

@@ -235,3 +235,36 @@ def test_a_transposed_convolution_computes_in_half_precision_from_float32_parame
     module, x = ConvTranspose4x4(6, jnp.bfloat16), jax.ShapeDtypeStruct((2, 3, 5, 4), jnp.float32)
     y, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
     assert y.dtype == jnp.bfloat16 and variables["params"]["kernel"].dtype == jnp.float32
+
+
+TINY = [  # as CASES, outputs of 16 positions at most
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (2, 3, 5, 4)),
+    ((3, 3), (2, 2), ((1, 1), (1, 1)), (4, 7, 3, 6)),
+    ((3, 2), (1, 3), ((0, 2), (1, 0)), (3, 11, 4, 3)),
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1, 3, 2)),
+]
+
+
+@pytest.mark.parametrize("case", TINY, ids=str)
+def test_tiny_images_by_patches_give_the_same_and_so_do_their_gradients(monkeypatch, case):
+    monkeypatch.setattr(convolution, "DEEP", 1)
+    x, kernel, weight = draw(case)
+    assert "stablehlo.convolution" not in text(case, 6)
+    assert relative_error(convolve(x, kernel, *case[1:3]), slow(x, kernel, *case[1:3])) < 1e-6
+    for got, want in zip(*both(case)(x, kernel, weight), strict=True):
+        assert relative_error(got, want) < 1e-5
+
+
+def test_patches_are_for_tiny_images_of_many_channels_on_cpu_alone():
+    def case(side, channels=128, features=128):
+        return (3, 3), (1, 1), ((1, 1), (1, 1)), (side, side, channels, features)
+
+    assert "stablehlo.convolution" not in text(case(4), 2)
+    for program in (
+        text(case(5), 2),
+        text(case(4, channels=127), 2),
+        text(case(4, features=127), 2),
+        text(case(4), 2, platform="cuda"),
+    ):
+        assert "stablehlo.dot_general" not in program
+        assert program.count("stablehlo.convolution") == 2

@@ -19,7 +19,7 @@ CONFIG = {
     "method": "patchcore",
     "seed": 3,
     "threshold": {"rule": "quantile", "quantile": 0.9},
-    "eval": {"metrics": "exact", "without_drawn": 0},
+    "eval": {"metrics": "exact", "without_drawn": 0, "visa202": False},
     "data": {"n_anomalies": 0},
     "report": {"overlays": 4, "curves": True},
 }
@@ -79,6 +79,7 @@ def test_every_promised_file_is_there_and_nothing_else(tmp_path):
         "results.json",
         "predictions.csv",
         "sheets/screw.png",
+        "maps/screw.npz",
         "curves/screw_scores.png",
         *(f"curves/screw_{kind}.{end}" for kind in ("roc", "pr", "pro", "iou") for end in ("png", "csv")),
         "curves/iou.png",
@@ -107,6 +108,24 @@ def test_results_json_has_the_contracts_schema(tmp_path):
         assert result["threshold"]["source"] == "holdout" and result["threshold"]["n_images"] == 10
     both = [result["aupro_0.3"] for result in results["categories"].values()]
     assert results["mean"]["aupro_0.3"] == np.mean(both)
+
+
+def test_visas_own_metrics_and_their_mean_are_there_where_asked_for(tmp_path):
+    asked = {**PLAIN, "eval": {**PLAIN["eval"], "visa202": True}}
+    assert "visa202" not in write(tmp_path / "plain", config=PLAIN)["mean"]
+    entries = {}
+    for place, (name, masks) in enumerate((("screw", True), ("tile", True), ("bare", False))):
+        test = predictions((0, 1, 0, 1), seed=place, name=name, masks=masks)
+        entries[name] = report.category(tmp_path, asked, Opened(name), NORMALS, test, fit_seconds=2.0)
+    results = report.write(tmp_path, asked, entries, "abc123")
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    screw, tile, bare = (result["visa202"] for result in results["categories"].values())
+    assert set(screw) == {"pixel_auroc", "pixel_aupr", "image_auroc", "image_aupr"}
+    assert screw["pixel_auroc"] != tile["pixel_auroc"] and bare["pixel_aupr"] is None
+    mean = results["mean"]["visa202"]
+    assert mean["pixel_auroc"] == (screw["pixel_auroc"] + tile["pixel_auroc"]) / 2
+    assert mean["image_aupr"] == pytest.approx(sum(x["image_aupr"] for x in (screw, tile, bare)) / 3, abs=1e-12)
+    assert results["categories"]["bare"]["notes"]["visa202"] == "no masks"
 
 
 def test_missing_metrics_are_null_with_a_reason(tmp_path):

@@ -9,9 +9,12 @@ from jaxad import report
 from jaxad.evaluate import METRICS
 from jaxad.report import tables
 
+SHOWN = list(tables.HEADINGS)
+
 
 def category(**changes):
-    result = {name: 0.5 + 0.01 * place for place, name in enumerate(METRICS)}
+    result = dict.fromkeys(METRICS, 0.9999)  # of those that no table shows
+    result |= {name: 0.5 + 0.01 * place for place, name in enumerate(SHOWN)}
     result |= {
         "n_train": 30,
         "n_test_normal": 12,
@@ -40,7 +43,7 @@ def results(**categories):
 
 
 def no_masks():
-    absent = {name: None for name in METRICS[3:]}
+    absent = {name: None for name in METRICS[4:]}
     return category(**absent, notes={name: "no masks" for name in absent})
 
 
@@ -53,6 +56,11 @@ def test_the_table_has_a_line_per_category_and_defect_and_the_mean():
     assert {len(line) for line in lines[2:7]} == {len(lines[1])}
 
 
+def test_the_table_shows_every_metric_but_the_areas_that_visa_alone_reports():
+    assert set(METRICS) - set(SHOWN) == {"image_aupr", "pixel_aupr"} and len(SHOWN) == len(METRICS) - 2
+    assert "0.9999" not in tables.plain(results(screw=category()))
+
+
 def test_one_category_needs_no_mean():
     assert "mean" not in tables.plain(results(screw=category()))
 
@@ -60,7 +68,7 @@ def test_one_category_needs_no_mean():
 def test_what_does_not_exist_is_na_with_its_reason_never_zero():
     text = tables.plain(results(screw=no_masks()))
     assert text.splitlines()[2].split()[5:] == ["n/a"] * 6
-    assert f"screw: {', '.join(METRICS[3:])} n/a (no masks)" in text
+    assert f"screw: {', '.join(METRICS[4:])} n/a (no masks)" in text
     nothing = {name: None for name in METRICS}
     text = tables.plain(
         results(

@@ -21,6 +21,9 @@ from jaxad.report.targets import Column
 ROOT = pathlib.Path(__file__).parents[2]
 ALL = targets.read("siamese_unet")
 ANOSEG = targets.read("anoseg")
+VISA = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum".split()
+SWAPPED = "the poster prints AU-ROC and AU-PR of MVTec the other way round"
+UNNAMED = "the poster does not say that the method of this table is PaDiM"
 SEGMENTER = ("hard_aug", "adversarial", "reconstruction", "coords")
 DETECTOR = ("feature_matching", "input_map", "anomaly_cls")
 
@@ -58,7 +61,9 @@ def test_every_table_has_its_classes_methods_and_cells_once():
     assert {method for setting, method in ablations if setting == "ablation_right"} == {"cbam", "cpam"}
     left = {"wo_cpam", "wo_finetune", "wo_contrastive", "ours"}
     assert {method for setting, method in ablations if setting == "ablation_left"} == left
-    assert {t.metric for t in ALL} == set(targets.METRICS) - {"iou_max"} and all(40 < t.value <= 100 for t in ALL)
+    assert {t.metric for t in ALL} == {"image_auroc", "pixel_auroc", "aupro_0.3"} and all(
+        40 < t.value <= 100 for t in ALL
+    )
 
 
 def test_every_table_of_anoseg_has_its_classes_methods_and_cells_once():
@@ -82,6 +87,172 @@ def test_every_table_of_anoseg_has_its_classes_methods_and_cells_once():
         (5, "table5"),
     }
     assert {t.metric for t in ANOSEG} == {"image_auroc", "pixel_auroc", "iou_max"}
+
+
+def poster(method, **own):
+    """A run of the poster: its method, and how its backbone was pre-trained."""
+    data = {"dataset": "visa", "n_shot": 0, "n_anomalies": 0, "source": "", "protocol": "one_class"}
+    data |= {key: own.pop(key) for key in ("dataset", "protocol", "k_shot", "n_shot", "n_anomalies") if key in own}
+    name = own.pop("name", {"patchcore": "wide_resnet50_2"}.get(method, "resnet50"))
+    return {"method": method, "seed": 0, "data": data, "backbone": {"name": name, "weights": own.pop("weights")}, **own}
+
+
+def pretrained(folder, name="resnet50", base="simsiam", data=("tfds", "imagenet2012"), started="random", **own):
+    """The folder that a pre-training run leaves, as far as targets look at it."""
+    spd = {"base": base, "eta": 0.1, "term": "auto", "local": "smooth_blend", **own}
+    made = {"method": "spd", "data": dict(zip(("dataset", "category"), data, strict=True)), "spd": spd}
+    made["backbone"] = {"name": name, "weights": started}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(made))
+    return str(folder)
+
+
+def test_the_tables_of_the_poster_have_their_columns_and_cells_once():
+    metrics = {"image_auroc", "image_aupr", "pixel_auroc", "pixel_aupr"}
+    for source, table, columns in (
+        ("patchcore", 1, {(dataset, "full", m) for dataset in ("visa", "mvtec_ad") for m in ("sup", "sup+spd")}),
+        (
+            "two_class",
+            2,
+            {
+                ("visa", f"{k}_shot", f"{base}{spd}")
+                for k in (5, 10)
+                for base in ("sup", "simsiam", "moco", "simclr")
+                for spd in ("", "+spd")
+            },
+        ),
+        (
+            "padim",
+            3,
+            {
+                (dataset, f"ablation_{name}", f"simsiam{spd}")
+                for dataset in ("visa", "mvtec_ad")
+                for name, more in (
+                    ("resnet50", ["+spd_eta0.5", "+spd_eta1.0", "+spd_cutpaste", "+spd_xent"]),
+                    ("wide_resnet50_2", []),
+                )
+                for spd in ("", "+spd", *more)
+            },
+        ),
+    ):
+        rows = targets.read(source)
+        assert {(t.dataset, t.setting, t.method) for t in rows} == columns
+        assert len(rows) == 4 * len(columns) and {t.metric for t in rows} == metrics
+        assert {(t.table, t.category) for t in rows} == {(table, "average")}
+        cells = {(t.dataset, t.setting, t.method, t.metric) for t in rows}
+        assert len(cells) == len(rows)
+
+
+def test_the_swapped_columns_of_the_poster_stand_under_their_own_metric_with_a_note():
+    rows = targets.read("patchcore")
+    noted = {(t.method, t.metric): t.value for t in rows if t.note == SWAPPED}
+    assert noted == {
+        ("sup", "image_auroc"): 99.2,
+        ("sup", "image_aupr"): 99.8,
+        ("sup+spd", "image_auroc"): 99.0,
+        ("sup+spd", "image_aupr"): 99.7,
+    }
+    assert {t.dataset for t in rows if t.note} == {"mvtec_ad"}
+    # most test images of MVTec AD are anomalous, so AU-PR is above AU-ROC wherever the poster's columns are in order
+    columns = {}
+    for t in targets.read("padim") + rows:
+        if t.dataset == "mvtec_ad":
+            columns.setdefault((t.setting, t.method), {})[t.metric] = t.value
+    assert len(columns) == 10 and all(cells["image_aupr"] > cells["image_auroc"] for cells in columns.values())
+    assert {t.note for t in targets.read("padim")} == {UNNAMED}
+
+
+@pytest.mark.parametrize(
+    "method, given, own, expected",
+    [
+        ("patchcore", {}, {"base": "supervised", "name": "wide_resnet50_2"}, "full sup+spd"),
+        ("patchcore", {}, {"base": "supervised", "name": "wide_resnet50_2", "eta": 0.0}, "full sup"),
+        ("patchcore", {}, {"base": "simsiam", "name": "wide_resnet50_2"}, None),  # Table 1 is of supervised ones
+        ("patchcore", {"name": "resnet50"}, {"base": "supervised"}, None),
+        ("patchcore", {}, {"base": "supervised"}, None),  # the run's backbone is not what was pre-trained
+        ("padim", {}, {}, "ablation_resnet50 simsiam+spd"),
+        ("padim", {}, {"eta": 0}, "ablation_resnet50 simsiam"),
+        ("padim", {}, {"eta": 0.5}, "ablation_resnet50 simsiam+spd_eta0.5"),
+        ("padim", {}, {"eta": 1}, "ablation_resnet50 simsiam+spd_eta1.0"),
+        ("padim", {}, {"eta": 0.2}, None),
+        ("padim", {}, {"local": "cutpaste"}, "ablation_resnet50 simsiam+spd_cutpaste"),
+        ("padim", {}, {"local": "cutpaste", "eta": 0.0}, "ablation_resnet50 simsiam"),  # nothing local is left
+        ("padim", {}, {"term": "xent"}, "ablation_resnet50 simsiam+spd_xent"),
+        ("padim", {}, {"term": "cosine"}, "ablation_resnet50 simsiam+spd"),
+        ("padim", {}, {"term": "xent", "local": "cutpaste"}, None),
+        ("padim", {}, {"base": "moco"}, None),
+        ("padim", {"name": "wide_resnet50_2"}, {"name": "wide_resnet50_2"}, "ablation_wide_resnet50_2 simsiam+spd"),
+        ("padim", {"name": "wide_resnet50_2"}, {"name": "wide_resnet50_2", "eta": 0.5}, None),
+        ("padim", {"protocol": "high_shot"}, {}, None),
+        ("padim", {"n_shot": 16}, {}, None),
+        ("padim", {"n_anomalies": 3}, {}, None),
+        ("padim", {}, {"data": ("tfds", "imagenet2012:5.1.0")}, "ablation_resnet50 simsiam+spd"),
+        ("padim", {}, {"data": ("tfds", "imagenet2012_subset")}, None),
+        ("padim", {}, {"data": ("demo", "")}, None),
+        ("padim", {}, {"started": "imagenet"}, None),  # it went on from the labels' backbone
+        ("two_class", {"protocol": "few_shot", "k_shot": 5}, {"base": "moco"}, "5_shot moco+spd"),
+        ("two_class", {"protocol": "few_shot", "k_shot": 10}, {"base": "simclr", "eta": 0.0}, "10_shot simclr"),
+        (
+            "two_class",
+            {"protocol": "few_shot", "k_shot": 10},
+            {"base": "supervised", "term": "xent"},
+            "10_shot sup+spd",
+        ),
+        ("two_class", {"protocol": "few_shot", "k_shot": 10}, {"base": "supervised", "term": "cosine"}, None),
+        ("two_class", {"protocol": "few_shot", "k_shot": 20}, {"base": "moco"}, None),
+        ("two_class", {"protocol": "high_shot", "k_shot": 10}, {"base": "moco"}, None),
+        ("two_class", {"protocol": "one_class", "k_shot": 10}, {"base": "moco"}, None),
+        ("two_class", {"protocol": "few_shot", "k_shot": 5, "name": "resnet18"}, {"name": "resnet18"}, None),
+    ],
+)
+def test_a_run_on_a_pretrained_backbone_is_compared_with_its_own_column_or_with_none(
+    tmp_path, method, given, own, expected
+):
+    weights = pretrained(tmp_path / "spd", **own)
+    found = targets.column(poster(method, weights=weights, **given))
+    assert (f"{found.setting} {found.method}" if found else None) == expected
+    if found:
+        assert found.source == method
+        file = tmp_path / "spd/imagenet2012/backbone.safetensors"  # one of the run's files, named itself
+        assert targets.column(poster(method, weights=str(file), **given)) == found
+
+
+def test_torchvisions_backbone_is_the_supervised_one_and_other_files_are_unknown(tmp_path):
+    few = {"protocol": "few_shot", "k_shot": 5}
+    assert targets.column(poster("patchcore", weights="imagenet")) == Column("patchcore", "full", "sup")
+    assert targets.column(poster("two_class", weights="imagenet", **few)).method == "sup"
+    assert targets.column(poster("padim", weights="imagenet")) is None  # its table of the poster is a picture
+    (tmp_path / "config.json").write_text(json.dumps({"method": "patchcore"}))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{")
+    for weights in ("random", "", str(tmp_path), str(tmp_path / "broken"), str(tmp_path / "a/backbone.safetensors")):
+        assert targets.column(poster("two_class", weights=weights, **few)) is None
+
+
+def test_the_posters_numbers_stand_beside_the_mean_of_all_categories_only(tmp_path):
+    weights = pretrained(tmp_path / "spd", data=("images", ""))
+    run = poster("padim", weights=weights)
+    assert targets.of_run(run, "visa", "candle") is None and targets.of_mean(run, VISA[1:]) is None
+    found = targets.of_mean(run, VISA)
+    folder = "pre-trained on a folder of images, the poster on ImageNet-1k"
+    assert found == {
+        "image_auroc": 0.812,
+        "pixel_auroc": 0.927,
+        "image_aupr": 0.828,
+        "pixel_aupr": 0.094,
+        "table": 3,
+        "column": "simsiam+spd",
+        "source": "padim",
+        "note": f"{UNNAMED}; {folder}",
+    }
+    classes = sorted({t.category for t in ANOSEG} - {"average"})
+    mvtec = targets.of_mean(poster("patchcore", weights="imagenet", dataset="mvtec_ad"), classes)
+    assert (mvtec["image_auroc"], mvtec["image_aupr"], mvtec["pixel_aupr"]) == (0.992, 0.998, 0.488)
+    assert mvtec["note"] == f"image AUROC: {SWAPPED}; image AUPR: {SWAPPED}"
+    for other in ("btad", "folder", "mvtec_3d_ad"):
+        assert targets.of_mean(poster("patchcore", weights="imagenet", dataset=other), classes) is None
+    few = poster("two_class", weights="imagenet", protocol="few_shot", k_shot=10)
+    assert targets.of_mean(few, VISA)["note"] == "a run is one draw of the images"
 
 
 def test_printed_averages_of_anoseg_are_those_of_their_rows_except_the_one_that_a_note_tells():
@@ -171,7 +342,7 @@ def test_printed_averages_are_those_of_their_rows_except_where_a_note_says_what_
         (config(contrastive=False), Column("siamese_unet", "ablation_left", "wo_contrastive")),
         (config("reverse_distillation"), Column("siamese_unet", "full", "rd")),
         (config("reverse_distillation", n_shot=16), Column("siamese_unet", "16_shot", "rd")),
-        (config("patchcore"), None),
+        (config("patchcore"), None),  # nobody knows what its backbone was pre-trained with
         (config("my_package.siamese_unet"), None),
     ],
 )
@@ -203,6 +374,28 @@ def test_a_run_of_anoseg_is_compared_with_the_row_of_its_switches_or_with_none(g
 
 
 @pytest.mark.parametrize(
+    "source, dataset, setting, method, metric, value",
+    [
+        ("patchcore", "visa", "full", "sup", "pixel_aupr", 38.4),
+        ("patchcore", "visa", "full", "sup+spd", "image_auroc", 92.5),
+        ("patchcore", "mvtec_ad", "full", "sup+spd", "pixel_auroc", 97.5),
+        ("two_class", "visa", "5_shot", "sup", "image_aupr", 59.2),
+        ("two_class", "visa", "10_shot", "simsiam+spd", "pixel_auroc", 83.2),
+        ("two_class", "visa", "10_shot", "moco", "image_auroc", 90.6),
+        ("two_class", "visa", "5_shot", "simclr+spd", "pixel_aupr", 18.9),
+        ("padim", "visa", "ablation_resnet50", "simsiam", "image_auroc", 78.1),
+        ("padim", "mvtec_ad", "ablation_resnet50", "simsiam+spd_cutpaste", "pixel_auroc", 91.3),
+        ("padim", "visa", "ablation_resnet50", "simsiam+spd_xent", "pixel_aupr", 2.7),
+        ("padim", "mvtec_ad", "ablation_wide_resnet50_2", "simsiam+spd", "image_aupr", 93.4),
+    ],
+)
+def test_single_cells_are_those_of_the_poster(source, dataset, setting, method, metric, value):
+    rows = targets.read(source)
+    cells = [t.value for t in rows if (t.dataset, t.setting, t.method, t.metric) == (dataset, setting, method, metric)]
+    assert cells == [value]
+
+
+@pytest.mark.parametrize(
     "variant, expected", [("r", "ours_r"), ("s", "ours_s"), ("r+16shot", "ours_r"), ("", "ours_s")]
 )
 def test_the_variants_of_the_papers_config_are_its_columns(variant, expected):
@@ -216,7 +409,7 @@ def test_a_run_on_other_data_shows_nothing():
         assert targets.of_mean(config(dataset=dataset), ["screw"]) is None
     assert targets.of_run(config(), "mvtec_ad", "bolt") is None
     assert targets.of_run(config(), "mvtec_3d_ad", "screw") is None  # the other table's class
-    assert targets.read("patchcore") == ()
+    assert targets.read("my_package.patchcore") == ()
 
 
 def test_the_mean_stands_beside_the_mean_of_the_same_rows_not_the_printed_average():
@@ -278,7 +471,8 @@ def test_the_file_is_found_in_a_clone_and_in_a_wheel(tmp_path, monkeypatch):
     monkeypatch.undo()
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
     found = {str(path.relative_to(ROOT)) for path in ROOT.glob(shipped["share/jaxad/targets"][0])}
-    assert found >= {"configs/targets/anoseg.csv", "configs/targets/siamese_unet.csv"}
+    names = ("anoseg", "siamese_unet", "patchcore", "padim", "two_class")
+    assert found >= {f"configs/targets/{name}.csv" for name in names}
 
 
 def entry(**changes):
@@ -351,6 +545,16 @@ def test_the_command_prints_runs_beside_the_paper_without_jax(tmp_path):
     assert f"{a}: paper: Table 1, ours_s\n" in done.stdout
     assert f"{b}: paper: siamese_unet's Table 1, rd\n" in done.stdout
     assert f"{a}: tile: paper: pixel AUROC: out of line" in done.stdout
+
+
+def test_the_command_shows_areas_under_precision_and_recall_beside_the_posters_only(tmp_path, capsys):
+    finished(tmp_path / "run", poster("patchcore", weights="imagenet"), VISA)
+    assert command.main(["report", str(tmp_path / "run")]) == 0
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    pairs = [f"{part} {area}" for area in ("AUROC", "AUPR") for part in ("image", "pixel")]
+    assert [name for name in lines[0] if name != "paper"][2:] == [*pairs[:2], "AUPRO", "IoU", *pairs[2:]]
+    mean = next(line for line in lines if line[1:2] == ["mean"])
+    assert mean[2:] == ["0.9712", "0.924", "0.5000", "0.984", "0.5000", "0.5000", "0.5000", "0.933", "0.5000", "0.384"]
 
 
 def test_a_run_from_before_the_targets_has_them_too_unless_its_data_is_unknown(tmp_path):

@@ -17,12 +17,24 @@ from jaxad.data.builders.base import AnomalyBuilder
 from jaxad.data.builders.btad import Btad
 from jaxad.data.builders.demo import Demo
 from jaxad.data.builders.folder import Folder, FolderConfig
+from jaxad.data.builders.images import Images
 from jaxad.data.builders.mvtec_3d_ad import Mvtec3dAd
 from jaxad.data.builders.mvtec_ad import MvtecAd
 from jaxad.data.builders.visa import Visa
 
 BUILDERS: dict[str, type[AnomalyBuilder]] = {
-    builder.name: builder for builder in (Demo, Folder, MvtecAd, Mvtec3dAd, Visa, Btad)
+    builder.name: builder for builder in (Demo, Folder, MvtecAd, Mvtec3dAd, Visa, Btad, Images)
 }
 
-__all__ = ["BUILDERS", "AnomalyBuilder", "Btad", "Demo", "Folder", "FolderConfig", "Mvtec3dAd", "MvtecAd", "Visa"]
+__all__ = [
+    "BUILDERS",
+    "AnomalyBuilder",
+    "Btad",
+    "Demo",
+    "Folder",
+    "FolderConfig",
+    "Images",
+    "Mvtec3dAd",
+    "MvtecAd",
+    "Visa",
+]

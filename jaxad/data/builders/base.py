@@ -44,6 +44,16 @@ class AnomalyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tuple(name for name in cls.CATEGORIES if name in present)
 
     @classmethod
+    def listed_as(cls, category: str, protocol: str) -> str:
+        """The category whose listing is read under `config.data.protocol`; another where that is officially divided."""
+        return category
+
+    @classmethod
+    def parts(cls, category: str) -> list[str]:
+        """The folders, of those `found`, that a category is made of."""
+        return [category]
+
+    @classmethod
     def fingerprint(cls, listing: Listing) -> str:
         """Names a preparation of `listing`: changes with its files and with this builder's version."""
         return f"{cls.VERSION}-{listing.fingerprint()}"

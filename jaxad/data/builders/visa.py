@@ -8,19 +8,23 @@ from pathlib import Path
 
 from jaxad.data.builders.base import AnomalyBuilder, configs
 from jaxad.data.listing import NORMAL, Listing, Sample, finish, images_in
+from jaxad.errors import UserError
 
 OBJECTS = (
     *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
     *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
 )
-PROTOCOLS = ("1cls", "2cls_highshot", "2cls_fewshot")  # the files in split_csv/; never mix them: they share test images
-TWO_CLASS = tuple(f"{name}_{protocol}" for protocol in PROTOCOLS[1:] for name in OBJECTS)
+# The files in split_csv/ and the values of config.data.protocol; never mix them: they share test images.
+PROTOCOLS = {"1cls": "one_class", "2cls_highshot": "high_shot", "2cls_fewshot": "few_shot"}
+TWO_CLASS = tuple(f"{name}_{table}" for table in list(PROTOCOLS)[1:] for name in OBJECTS)
 
 
 class Visa(AnomalyBuilder):
     """`OBJECT/Data/{Images/{Normal,Anomaly}/*.JPG, Masks/Anomaly/*.png}`, split by `split_csv/{1cls,2cls_...}.csv`.
 
-    Config `candle` is the one-class split; `candle_2cls_highshot` and `candle_2cls_fewshot` have anomalies in train.
+    Config `candle` is the one-class split; `candle_2cls_highshot` and `candle_2cls_fewshot` have anomalies in train, of
+    few_shot the whole pool. Under `config.data.protocol` candle is read by that protocol's file. The long names are for
+    their own protocol, where they mean the same, and for one_class, which leaves their training anomalies out.
     Masks hold class ids 1..9. 500 file names occur under both Normal and Anomaly: images are known by path.
     """
 
@@ -41,8 +45,8 @@ class Visa(AnomalyBuilder):
 
     @classmethod
     def listing(cls, root: Path, category: str) -> Listing:
-        name, protocol = _parse(category)
-        table = root / "split_csv" / f"{protocol}.csv"
+        name, which = _parse(category)
+        table = root / "split_csv" / f"{which}.csv"
         if not table.is_file():
             problem = f"{table} is missing; VisA's tar file holds it, and root must be the folder with split_csv"
             return Listing(root, category, {}, (problem,))
@@ -62,9 +66,22 @@ class Visa(AnomalyBuilder):
                 splits[row["split"]].append(sample)
         known = {sample.mask for samples in splits.values() for sample in samples}
         for mask in images_in(root / name / "Data" / "Masks" / "Anomaly"):
-            if protocol == "1cls" and mask.relative_to(root).as_posix() not in known:
+            if which == "1cls" and mask.relative_to(root).as_posix() not in known:
                 problems.append(f"{mask} is a mask without an image in {table}; remove it")
-        return dataclasses.replace(finish(root, name, splits, problems), category=category)
+        protocol = PROTOCOLS[which] if which != "1cls" else ""
+        return dataclasses.replace(finish(root, name, splits, problems), category=category, protocol=protocol)
+
+    @classmethod
+    def listed_as(cls, category: str, protocol: str) -> str:
+        name, which = _parse(category)
+        if protocol in ("one_class", PROTOCOLS[which]):
+            return category
+        if which != "1cls":
+            raise UserError(
+                f"config.data.category={category!r} is the division of protocol {PROTOCOLS[which]}, not of {protocol}; "
+                f"set --config.data.category={name} or --config.data.protocol={PROTOCOLS[which]}"
+            )
+        return f"{name}_{next(table for table, value in PROTOCOLS.items() if value == protocol)}"
 
     @classmethod
     def found(cls, root: Path) -> tuple[str, ...]:
@@ -73,7 +90,8 @@ class Visa(AnomalyBuilder):
 
 
 def _parse(category: str) -> tuple[str, str]:
-    for protocol in PROTOCOLS[1:]:
-        if category.endswith("_" + protocol):
-            return category.removesuffix("_" + protocol), protocol
-    return category, PROTOCOLS[0]
+    """(object, file in split_csv/)."""
+    for table in list(PROTOCOLS)[1:]:
+        if category.endswith("_" + table):
+            return category.removesuffix("_" + table), table
+    return category, "1cls"

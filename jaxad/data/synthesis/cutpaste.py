@@ -78,7 +78,7 @@ def cutpaste(
 
     def candidate(k):
         here, for_hard, for_colour = tf.split(uniform[k], n)
-        size, angle, corners = _geometry(here, shape, variant, area, aspect)
+        size, angle, corners = geometry(here, shape, variant, area, aspect)
         original = context.draw(tf.random.fold_in(seed, k)) if source == "other" else image
         drawn = augment.draw(for_hard, perm_mode=perm_mode, allow_identity=allow_identity) if hard else None
         patch = crop(original, size, corners[0], drawn, level, perm_mode)
@@ -103,7 +103,7 @@ def cutpaste(
     return {"image": after, "mask": mask}
 
 
-def _geometry(
+def geometry(
     drawn: tf.Tensor, shape: tuple[int, int], variant: str, area: Sequence[float], aspect: float
 ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
     """(i32[2] height and width to crop, f32[] radians that a scar is turned by, None where there are no scars,
@@ -147,7 +147,7 @@ def crop(
     import tensorflow as tf
 
     shape = tuple(image.shape[:2])
-    top, left = tf.unstack(_corner(corner, size, shape))
+    top, left = tf.unstack(corner_of(corner, size, shape))
     height, width = tf.unstack(size)
     if hard is None:
         return tf.slice(image, [top, left, 0], [height, width, 3])
@@ -201,7 +201,7 @@ def paste(
     import tensorflow as tf
 
     size = tf.shape(patch)[:2]
-    top, left = tf.unstack(_corner(corner, size, tuple(before.shape[:2])))
+    top, left = tf.unstack(corner_of(corner, size, tuple(before.shape[:2])))
     bottom, right = top + size[0], left + size[1]
     band = before[top:bottom]
     under = band[:, left:right]
@@ -218,7 +218,7 @@ def paste(
     return tf.ensure_shape(after, before.shape), tf.ensure_shape(mask, before.shape[:2]), change / n
 
 
-def _corner(corner: tf.Tensor, size: tf.Tensor, shape: tuple[int, int]) -> tf.Tensor:
+def corner_of(corner: tf.Tensor, size: tf.Tensor, shape: tuple[int, int]) -> tf.Tensor:
     """i32[2], top and left of a box of i32[2] `size` inside an image, each place as likely."""
     import tensorflow as tf
 

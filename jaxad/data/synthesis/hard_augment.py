@@ -207,12 +207,12 @@ def colour_jitter(image: tf.Tensor, colour: Colour, whole: tf.Tensor | None = No
 
     # Twice, once with a factor of 1: as fast as a tf.cond, and half the graph.
     first, last = tf.unstack(colour.contrast)
-    changed = contrast(_changed_in_hsv(contrast(planes, first), colour.hsv), last)
+    changed = contrast(changed_in_hsv(contrast(planes, first), colour.hsv), last)
     changed = changed if whole is None else changed[:, :n]
     return tf.ensure_shape(tf.reshape(tf.transpose(changed), tf.shape(image)), image.shape)
 
 
-def _changed_in_hsv(planes: tf.Tensor, by: tf.Tensor) -> tf.Tensor:
+def changed_in_hsv(planes: tf.Tensor, by: tf.Tensor) -> tf.Tensor:
     """f32[3, n] in [0, 1], changed by f32[3] as in `Colour.hsv`. TensorFlow's own HSV ops take twice the time."""
     import tensorflow as tf
 
