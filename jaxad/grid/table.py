@@ -18,6 +18,7 @@ METRICS = {
     "pixel_aupr": "pixel AUPR",
     "aupro_0.3": "AUPRO 0.3",
 }
+PRETRAINED = {"knn_top1": "k-NN top 1", "linear_top1": "linear top 1", "spread": "spread"}  # of a backbone
 TIMES = {"fit_seconds": "fit, s", "predict_ms_per_image": "predict, ms"}
 
 
@@ -26,7 +27,7 @@ def write(grid: Grid) -> None:
     from jaxad.report import files
 
     found = rows(grid)
-    columns = ["name", "group", "seed", "category", *METRICS, *TIMES]
+    columns = ["name", "group", "seed", "category", *METRICS, *PRETRAINED, *TIMES]
     columns += [key for key in dict.fromkeys(key for row in found for key in row) if "/" in key]
     columns += ["commit", "note"]
     lines = [["" if row.get(column) is None else row[column] for column in columns] for row in found]
@@ -43,7 +44,7 @@ def rows(grid: Grid) -> list[dict[str, Any]]:
             continue
         for category, values in results["categories"].items():
             row = {"name": cell.name, "group": cell.row, "seed": results["seed"], "category": category}
-            row |= {key: values.get(key) for key in (*METRICS, *TIMES)}
+            row |= {key: values.get(key) for key in (*METRICS, *PRETRAINED, *TIMES)}
             parts = {**(values.get("stages") or {}), "without_drawn": values.get("without_drawn")}
             for part, of_part in parts.items():
                 row |= {f"{part}/{key}": value for key, value in (of_part or {}).items() if _is_number(value)}
@@ -59,7 +60,7 @@ def markdown(grid: Grid) -> str:
     text = [
         "Mean over seeds, and behind it their sample standard deviation (±; of two seeds, the range between them). "
         "A seed's value is the mean over its categories.",
-        _table(grid, found, groups, {**METRICS, **TIMES}, notes=True),
+        _table(grid, found, groups, {**METRICS, **PRETRAINED, **TIMES}, notes=True),
     ]
     if len(stages) > 1:
         keys = {f"{stage}/{key}": f"{stage}: {name}" for stage in stages for key, name in METRICS.items()}
@@ -144,10 +145,12 @@ def numbers(results: Mapping[str, Any]) -> str:
     >>> numbers({'categories': {'screw': {'image_auroc': 0.5, 'pixel_auroc': None}}})
     'image AUROC 0.5000, pixel AUROC n/a, AUPRO 0.3 n/a'
     """
-    parts = []
-    for key in ("image_auroc", "pixel_auroc", "aupro_0.3"):
-        values = [category[key] for category in results["categories"].values() if category.get(key) is not None]
-        parts.append(f"{METRICS[key]} {_value(key, [fmean(values)] if values else [])}")
+    parts, categories = [], list(results["categories"].values())
+    pretrained = any("knn_top1" in category for category in categories)
+    keys = PRETRAINED if pretrained else {key: METRICS[key] for key in ("image_auroc", "pixel_auroc", "aupro_0.3")}
+    for key, name in keys.items():
+        values = [category[key] for category in categories if category.get(key) is not None]
+        parts.append(f"{name} {_value(key, [fmean(values)] if values else [])}")
     return ", ".join(parts)
 
 

@@ -118,12 +118,17 @@ def _factors(scatter: Array, count: Array, regularisation: float) -> Array:
     positions, dim, _ = scatter.shape
     eye = jnp.eye(dim, dtype=jnp.float32)
 
-    def whiten(scatter):
-        covariance = scatter / (count - 1.0) + regularisation * eye
-        lower = jnp.linalg.cholesky(covariance, symmetrize_input=False)
-        return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    block = max(1, min(positions, BLOCK_BYTES // (4 * dim * dim)))
 
-    return jax.lax.map(whiten, scatter, batch_size=max(1, min(positions, BLOCK_BYTES // (4 * dim * dim))))
+    def whiten(i, done):
+        # The last block starts early to keep its shape: a remainder of its own would copy the whole result.
+        start = jnp.minimum(i * block, positions - block)
+        covariance = jax.lax.dynamic_slice_in_dim(scatter, start, block) / (count - 1.0) + regularisation * eye[None]
+        lower = jnp.linalg.cholesky(covariance, symmetrize_input=False)
+        inverse = jax.lax.linalg.triangular_solve(lower, jnp.broadcast_to(eye, lower.shape), left_side=True, lower=True)
+        return jax.lax.dynamic_update_slice_in_dim(done, inverse, start, 0)
+
+    return jax.lax.fori_loop(0, -(-positions // block), whiten, jnp.zeros(scatter.shape, jnp.float32))
 
 
 def _mahalanobis(rows: Array, mean: Array, factor: Array) -> Array:
