@@ -37,6 +37,10 @@ def run(grid: Grid, cells: Sequence[Cell], command: Sequence[str] = COMMAND, min
       UserError: settings that no run can have, before anything is run.
       KeyboardInterrupt: after stopping the cell; it resumes.
     """
+    named = {value for cell in cells for value in cell.settings.values() if isinstance(value, str)}
+    for cell in grid.cells:
+        if grid.folder(cell) in named:
+            os.makedirs(grid.folder(cell), exist_ok=True)  # a setting that names it is checked before it is run
     for cell in cells:
         try:
             resolved(cell)

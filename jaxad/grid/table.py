@@ -83,7 +83,7 @@ def markdown(grid: Grid) -> str:
 def _why(grid: Grid, cell: Cell) -> str:
     if cell.name in grid.failures:
         return f" failed: {grid.failures[cell.name]}"
-    return " not finished" if os.path.isdir(grid.folder(cell)) else ""
+    return " not finished" if grid.read(cell, "config.json") else ""
 
 
 def _machine(grid: Grid, cell: Cell) -> str:

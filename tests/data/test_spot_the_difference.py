@@ -24,6 +24,9 @@ def ramps(side):
     return np.stack([columns, rows, np.zeros_like(rows)], axis=-1)
 
 
+GRAPHS = {}
+
+
 def draws(image, n, **options):
     """{name: u8[n, size, size, 3]}, the op for seeds 0 .. n - 1, in a graph as in the pipeline."""
     names = options.get("views", ("first", "second"))
@@ -31,11 +34,12 @@ def draws(image, n, **options):
     def one(k):
         return spot_the_difference(views.to_float(tf.constant(image)), None, tf.stack([k, 7]), **options)
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.int32)])
     def every(n):
         return tf.map_fn(one, n, fn_output_signature=dict.fromkeys(names, tf.uint8), parallel_iterations=1)
 
-    return {name: made.numpy() for name, made in every(tf.range(n) if isinstance(n, int) else tf.constant(n)).items()}
+    graph = GRAPHS.setdefault((image.tobytes(), repr(options), repr(gv.STRENGTHS["weak"])), every)  # traced once
+    return {name: made.numpy() for name, made in graph(tf.range(n) if isinstance(n, int) else tf.constant(n)).items()}
 
 
 @pytest.fixture
@@ -53,7 +57,6 @@ def default():
     "more",
     [
         dict(),
-        dict(views=("local", "first", "second"), smooth_blend={"n_patches": 2}),
         dict(views=("second", "anchor", "weak", "first"), spd_anchor="rrc"),
         dict(views=(*FOUR, "anchor"), spd_anchor="plain", neg_base="independent", local="cutpaste"),
         dict(views=("first", "second", "local"), local_of="first"),
@@ -73,9 +76,8 @@ def test_strong_views_are_global_views_of_their_strength(strong):
     assert np.array_equal(made, views.to_uint8(alone))
 
 
-def test_each_view_is_as_it_is_alone(default):
-    for name in ("weak", "local"):
-        assert np.array_equal(draws(noise(40), 10, views=(name,))[name], default[name]), name
+def test_the_local_view_is_as_it_is_alone(default):
+    assert np.array_equal(draws(noise(40), 10, views=("local",))["local"], default["local"])
 
 
 def test_a_view_depends_on_its_seed_alone(default):
@@ -163,7 +165,7 @@ def test_for_the_supervised_recipe_the_change_is_of_the_first_view():
 
 
 def test_cutpaste_pastes_a_hard_rectangle_of_two_to_fifteen_percent():
-    made = draws(noise(40), 30, views=("weak", "local"), local="cutpaste")
+    made = draws(noise(40), 30, views=("weak", "local"), local="cutpaste", strong="supervised")
     where = changed(made["local"], made["weak"])
     shares = where.mean(axis=(1, 2))
     assert shares.min() > 0.012 and shares.max() < 0.17 and shares.max() > 0.1
