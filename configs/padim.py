@@ -2,10 +2,10 @@
 
 python -m jaxad.main --config=configs/padim.py --config.data.root=FOLDER_OF_MVTEC_AD --workdir=runs/padim
 
-Constants as in the article and its PyTorch port (WideResNet-50-2, 550 random channels of layers 1 to 3, covariance
-+ 0.01 I, sigma 4, the maximum of the map). It keeps a 550 x 550 matrix for each of 64 x 64 positions, 5 GB, and needs as much again to invert them.
-`:small` is the same method with ResNet-18 and 100 channels, for two cores and no network; give it real weights with
---config.backbone.weights=FILE.
+Constants as in the article and its PyTorch port (WideResNet-50-2, 550 random channels of layers 1 to 3, covariance +
+0.01 I, sigma 4, the maximum of the map). It keeps a 550 x 550 matrix for each of 64 x 64 positions, 5 GB, and needs as
+much again to invert them. `:small` is the same method with ResNet-18 and 100 channels, for two cores and no network;
+give it real weights with --config.backbone.weights=FILE.
 """
 
 from jaxad.config import default

@@ -7,6 +7,9 @@ The features are some channels of several layers, drawn once for all categories 
 Where the article leaves a choice, it is that of the PyTorch port that most people compare with (xiahaifeng1995's): the
 nearest-neighbour resize to the first layer's grid, the covariance over N - 1, a Gaussian of sigma 4 over the map, and
 the largest value of the smoothed map as image score.
+
+Which channels are drawn matters more than anything else here where there are few images: compare PaDiM with another
+method, or with another implementation, over several `config.padim.dim_seed`.
 """
 
 from __future__ import annotations

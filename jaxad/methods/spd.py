@@ -64,7 +64,8 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         params, stats, memory = {"encoder": own["params"]}, {"encoder": own["batch_stats"]}, {}
         if options.base == "moco":
             stats["key"] = own["batch_stats"]
-            rows = jax.random.normal(jax.random.fold_in(key, -1), (options.moco.queue, options.moco.dim), jnp.float32)
+            shape = (options.moco.queue, options.moco.dim)
+            rows = jax.random.normal(jax.random.fold_in(key, len(encoder.heads)), shape, jnp.float32)
             memory = {"queue": selfsup.unit(rows), "queue_pointer": jnp.zeros((), jnp.int32)}
         return TrainState.create(params=params, stats=stats, memory=memory)
 

@@ -123,7 +123,7 @@ def _factors(scatter: Array, count: Array, regularisation: float) -> Array:
     def whiten(i, done):
         # The last block starts early to keep its shape: a remainder of its own would copy the whole result.
         start = jnp.minimum(i * block, positions - block)
-        # Transposed, which changes nothing in it: LAPACK wants columns first and XLA would copy all of scatter for that.
+        # Transposed, which changes nothing in it: LAPACK wants columns first, and XLA would copy all of scatter.
         some = jax.lax.dynamic_slice_in_dim(scatter, start, block).swapaxes(1, 2)
         covariance = some / (count - 1.0) + regularisation * eye[None]
         lower = jnp.linalg.cholesky(covariance, symmetrize_input=False)
