@@ -60,11 +60,13 @@ def get_config(variant: str = ""):
     if "small" in names:
         config.data.dataset = "demo"
         config.data.image_size = 64
-        config.data.k_shot = 5
+        config.data.k_shot = 8  # all of the pool
+        config.data.batch_size = 8
         config.backbone.name = "resnet18"
         config.backbone.weights = "random"
         config.optim.lr = 1e-3
         config.two_class.backbone_lr = 1.0  # nothing to keep
-        config.train.steps.classify = 100
-        config.train.steps.segment = 100
+        config.two_class.decoder = (64, 32, 16, 16)
+        config.train.steps.classify = 150
+        config.train.steps.segment = 150
     return config

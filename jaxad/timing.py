@@ -49,15 +49,22 @@ def batch_of(spec: DataSpec, batch_size: int, views: Sequence[View] = ()) -> Bat
     """A NumPy batch of random normal images; each view is one more, and beside it a rectangle as NAME_mask."""
     rng, side = np.random.default_rng(0), spec.image_size
 
-    def images() -> np.ndarray:
+    def images(side: int = side) -> np.ndarray:
         return rng.random((batch_size, side, side, 3), np.float32)
 
     none, rectangle = np.zeros((2, batch_size, side, side), bool)
     rectangle[:, side // 4 : side // 2, side // 4 : side // 2] = True
     index = np.arange(batch_size, dtype=np.int32) % spec.n_train
     made = Batch(images(), none, none[:, 0, 0], index, np.ones(batch_size, bool))
-    extra = {view.name: images() for view in views}
-    return made.replace(views=extra | {f"{name}_mask": rectangle for name in extra})
+    extra: dict[str, np.ndarray] = {}
+    for view in views:
+        if view.op == "class":
+            extra[view.name] = np.zeros(batch_size, np.int32)
+        elif view.op == "spot_the_difference":
+            extra |= {f"{view.name}_{name}": images(view.options["size"] or side) for name in view.options["views"]}
+        else:
+            extra |= {view.name: images(), f"{view.name}_mask": rectangle}
+    return made.replace(views=extra)
 
 
 def measure(

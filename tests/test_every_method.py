@@ -12,6 +12,7 @@ import toy
 from jaxad import config as configs
 from jaxad import inference, methods, sharding, train
 from jaxad.log import Log
+from jaxad.models import backbones
 
 SIDE = 32
 pytestmark = pytest.mark.usefixtures("shallow", "quick_compile")
@@ -44,7 +45,7 @@ class Stopped(toy.ArrayData):
 
 
 def fit(made, folder, kind=toy.ArrayData):
-    """(finished state, predictions, traces per stage) of all stages."""
+    """(finished state, what the last stage says of the test images, traces per stage) of all stages."""
     data = kind(n=13, size=SIDE, anomalies=3, moved=MOVED.get(made.method, 0))
     mesh = sharding.start(made.mesh)
     traces, carry = {}, None
@@ -67,28 +68,34 @@ def fit(made, folder, kind=toy.ArrayData):
         def place(batch):
             return sharding.place_batch(batch, mesh)
 
-        found = inference.predictions(stage, carry, data, split="test", batch_size=8, seed=1, place=place)
-    return jax.tree.map(np.asarray, carry), found, traces
+        how = {"split": "test", "batch_size": 8, "seed": 1, "place": place}
+        if stage.predict:
+            found = inference.predictions(stage, carry, data, **how)
+            said = {"maps": found.maps, "scores": found.scores}
+        else:  # it pre-trains a backbone
+            said = {"features": inference.embeddings(stage, carry, data, **how)[0]}
+    return jax.tree.map(np.asarray, carry), said, traces
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_resumes_bit_for_bit_compiles_once_and_maps_every_pixel(method, tmp_path):
     whole, found, traces = fit(tiny(method), tmp_path / "whole")
     assert set(traces.values()) == {1}
-    assert found.maps.shape == (16, SIDE, SIDE) and found.scores.shape == (16,)
-    assert found.maps.dtype == found.scores.dtype == np.float32
+    shapes = {"maps": (16, SIDE, SIDE), "scores": (16,), "features": (16, backbones.channels("resnet18", "layer4"))}
+    assert {name: value.shape for name, value in found.items()} == {name: shapes[name] for name in found}
+    assert all(value.dtype == np.float32 for value in found.values())
     resumed, again, _ = fit(tiny(method), tmp_path / "parts", Stopped)
     for (path, left), (_, right) in zip(
         jax.tree_util.tree_leaves_with_path(whole), jax.tree_util.tree_leaves_with_path(resumed), strict=True
     ):
         np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(path))
-    np.testing.assert_array_equal(found.maps, again.maps)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_device_equals_eight(method, tmp_path):
     _, one, _ = fit(tiny(method, 1), tmp_path / "one")
     _, eight, _ = fit(tiny(method, 8), tmp_path / "eight")
-    scale = one.maps.max()
-    np.testing.assert_allclose(one.maps / scale, eight.maps / scale, atol=2e-3)
-    np.testing.assert_allclose(one.scores / one.scores.max(), eight.scores / one.scores.max(), atol=2e-3)
+    for name, value in one.items():
+        np.testing.assert_allclose(value / value.max(), eight[name] / value.max(), atol=2e-3, err_msg=name)

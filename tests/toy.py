@@ -100,7 +100,7 @@ def stages(config, spec: DataSpec) -> tuple[Stage, ...]:
 
 def views(feed, image, truth):
     """The views of a feed, by NumPy: 'rotated' is the image upside down, 'flip_jitter' mirrors it and its mask `truth`,
-    every other op puts a bright square on."""
+    'spot_the_difference' makes the views it is asked for, brighter each, every other op puts a bright square on."""
     made = {}
     for view in feed.views:
         if view.op == "rotated":
@@ -108,6 +108,10 @@ def views(feed, image, truth):
             continue
         if view.op == "flip_jitter":
             made |= {view.name: image[:, :, ::-1], f"{view.name}_mask": truth[:, :, ::-1]}
+            continue
+        if view.op == "spot_the_difference":
+            for number, name in enumerate(view.options["views"]):
+                made[f"{view.name}_{name}"] = image * image.dtype.type(1 + 0.1 * number)
             continue
         mask = np.zeros(image.shape[:3], bool)
         mask[:, : image.shape[1] // 3, image.shape[2] // 4 : image.shape[2] // 2] = True
