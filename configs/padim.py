@@ -23,11 +23,13 @@ def get_config(variant: str = ""):
     config.backbone.name = "wide_resnet50_2"
     config.score.sigma = 4.0
     config.score.reduction = "max"
+    config.padim.embedding = "channels"  # section III.A
     config.padim.dim = 550
     if variant == "small":
         config.data.dataset = "demo"
         config.backbone.name = "resnet18"
         config.backbone.weights = "random"
+        config.padim.embedding = "semi_orthogonal"  # jaxad's own default, see the README
         config.padim.dim = 100
     elif variant:
         raise UserError(f"configs/padim.py has no variant {variant!r}: it has 'small'")

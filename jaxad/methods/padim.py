@@ -14,10 +14,12 @@ method, or with another implementation, over several `config.padim.dim_seed`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,8 +38,14 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     _check(options)
     backbone = features.extractor(config, options.layers, spec.image_size)
     height, width, _ = backbone.shapes[0]
-    channels = draw(options.dim_seed, [shape[-1] for shape in backbone.shapes], options.dim)
-    positions, dim = height * width, sum(map(len, channels))
+    channels = [shape[-1] for shape in backbone.shapes]
+    if options.embedding == "channels":
+        kept = draw(options.dim_seed, channels, options.dim)
+        reduce, dim = functools.partial(embed, channels=kept), sum(map(len, kept))
+    else:
+        matrices = semi_orthogonal(options.dim_seed, channels, options.dim)
+        reduce, dim = functools.partial(project, matrices=matrices), matrices[0].shape[1]
+    positions = height * width
     rows = -(-positions // ROWS) * ROWS
     if spec.n_train_normal < 2:
         raise UserError(
@@ -47,7 +55,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
 
     def embedding(state: TrainState, image: Array) -> Array:
         """f[B, H, W, 3] to f32[B, rows, dim], zero beyond the positions"""
-        found = embed(backbone.apply(state.frozen["backbone"], image), channels)
+        found = reduce(backbone.apply(state.frozen["backbone"], image))
         return jnp.pad(found.reshape(-1, positions, dim), ((0, 0), (0, rows - positions), (0, 0)))
 
     def init(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
@@ -87,12 +95,7 @@ def draw(seed: int, channels: Sequence[int], dim: int) -> tuple[np.ndarray, ...]
     >>> sum(len(part) for part in draw(1024, [64, 128, 256], 100))
     100
     """
-    total = sum(channels)
-    if dim > total:
-        raise UserError(
-            f"config.padim.dim={dim}, but the layers have {total} channels in all: set it to at most {total}, "
-            f"or to 0 for all of them"
-        )
+    total = _total(channels, dim)
     words = [seed, *b"channels"]
     order = np.argsort(np.random.PCG64(words).random_raw(total), kind="stable")
     ends = np.cumsum(channels)
@@ -112,11 +115,56 @@ def embed(layers: Sequence[Array], channels: Sequence[np.ndarray]) -> Array:
     parts = []
     for layer, kept in zip(layers, channels, strict=True):
         part = jnp.take(layer.astype(jnp.float32), kept, axis=3)  # before the resize: fewer channels to copy
-        for axis, (n, m) in enumerate(zip(layer.shape[1:3], grid, strict=True), 1):
-            if n != m:
-                part = jnp.take(part, np.arange(m) * n // m, axis=axis)
-        parts.append(part)
+        parts.append(_nearest(part, grid))
     return jnp.concatenate(parts, axis=-1)
+
+
+def semi_orthogonal(seed: int, channels: Sequence[int], dim: int) -> tuple[np.ndarray, ...]:
+    """A random matrix with orthonormal columns, cut by layers: f32[C, dim] each; 0: as many as there are channels.
+
+    Kim et al., "Semi-orthogonal Embedding for Efficient Unsupervised Anomaly Segmentation" (arXiv:2105.14737), section
+    3.2. Every channel has a share in every dimension, so it matters little which matrix is drawn. Raises as `draw`.
+
+    >>> first, second = semi_orthogonal(0, [2, 3], 4)
+    >>> bool(np.allclose(first.T @ first + second.T @ second, np.eye(4), atol=1e-6))
+    True
+    """
+    total = _total(channels, dim)
+    gaussian_matrix = np.random.default_rng(seed).standard_normal((total, dim or total))
+    columns, upper = np.linalg.qr(gaussian_matrix)
+    columns = (columns * np.sign(np.diag(upper))).astype(np.float32)  # then it is uniform, and LAPACK's signs no matter
+    return tuple(np.split(columns, np.cumsum(channels)[:-1]))
+
+
+def project(layers: Sequence[Array], matrices: Sequence[np.ndarray]) -> Array:
+    """What `semi_orthogonal` makes of f[B, h, w, C] per layer, on the grid of the first: f32[B, h0, w0, dim].
+
+    >>> project([jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 2, 3))], semi_orthogonal(0, [2, 3], 4)).shape
+    (1, 4, 4, 4)
+    """
+    grid, found = layers[0].shape[1:3], 0.0
+    for layer, matrix in zip(layers, matrices, strict=True):
+        part = jnp.matmul(layer.astype(jnp.float32), matrix, precision=jax.lax.Precision.HIGHEST)
+        found = found + _nearest(part, grid)
+    return found
+
+
+def _total(channels: Sequence[int], dim: int) -> int:
+    total = sum(channels)
+    if dim > total:
+        raise UserError(
+            f"config.padim.dim={dim}, but the layers have {total} channels in all: set it to at most {total}, "
+            f"or to 0 for all of them"
+        )
+    return total
+
+
+def _nearest(layer: Array, grid: tuple[int, int]) -> Array:
+    """f[B, h, w, D] on a finer grid."""
+    for axis, (n, m) in enumerate(zip(layer.shape[1:3], grid, strict=True), 1):
+        if n != m:
+            layer = jnp.take(layer, np.arange(m) * n // m, axis=axis)
+    return layer
 
 
 def _memory(moments: gaussian.Moments) -> dict[str, Array]:
@@ -133,6 +181,7 @@ def _check(options: Any) -> None:
     """Raises UserError for values that make no sense, before anything is loaded."""
     check = Checks(options, "config.padim")
     check.demand(len(options.layers) > 0, "layers", "one stage of the backbone or more")
+    check.one_of("embedding", ("channels", "semi_orthogonal"))
     check.not_negative("dim", "dim_seed")
     # However many images there are: a ReLU channel that is silent at a position in all of them has no variance there.
     check.demand(0 < options.regularisation < math.inf, "regularisation", "more than 0, say 0.01")
