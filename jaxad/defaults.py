@@ -133,8 +133,8 @@ METHODS = {
         dict(fit=0),
         dict(
             layers=("layer1", "layer2", "layer3"),
-            # Departure: the paper draws channels. With few images that is a lottery, see the README; random directions of
-            # all channels are not.
+            # Departure: the paper draws channels. With few images that is a lottery, see the README; random directions
+            # of all channels are not.
             embedding="semi_orthogonal",  # semi_orthogonal | channels
             dim=100,  # how many; 550 for ResNet-50 and wider; 0: as many as the layers have channels
             dim_seed=1024,  # of that draw, which is one for all categories
@@ -174,8 +174,8 @@ METHODS = {
                 n_patches=1,
                 renormalise=False,  # the soft edge reaches 1 in the middle
             ),
-            # Evaluation on held-out images with classes: neighbours and temperature of k-NN, a linear classifier; limit:
-            # training images that they see
+            # Evaluation on held-out images with classes: neighbours and temperature of k-NN, a linear classifier, and
+            # how many training images they see
             probe=dict(knn=20, temperature=0.07, linear=True, limit=20_000),
         ),
     ),

@@ -160,3 +160,35 @@ def test_an_image_that_is_never_served_is_an_error():
 def test_an_empty_split_is_the_users_mistake():
     with pytest.raises(UserError, match="no images in split 'test' of 'cat'"):
         inference.predictions(stage(), STATE, Served(0), batch_size=4, seed=0)
+
+
+def embedding(scale=1.0):
+    def embed(state, batch):
+        return jnp.stack([batch.image[:, 0, 0, 0] * scale, jnp.ones(len(batch.image))], axis=1)
+
+    return dataclasses.replace(stage(), predict=None, embed=embed)
+
+
+def test_embeddings_come_with_the_records_that_they_belong_to():
+    found, rows = inference.embeddings(
+        embedding(), STATE, Served(11), split="holdout", batch_size=4, seed=3, collect=lambda tree: tree
+    )
+    assert sorted(rows.tolist()) == list(range(11))
+    np.testing.assert_allclose(found[:, 0], 0.01 * rows, rtol=1e-6)
+    assert found.shape == (11, 2)
+
+
+def test_of_a_large_split_a_drawn_part_is_embedded():
+    data = Served(11)
+    found, _ = inference.embeddings(embedding(), STATE, data, split="train_normal", batch_size=2, seed=3, limit=5)
+    feed, seed, name, start, stop, _ = data.asked[0]
+    assert feed.shuffle and (seed, name, start, stop) == (3, "score", 0, 2) and len(found) == 4
+    inference.embeddings(embedding(), STATE, data, split="train_normal", batch_size=2, seed=3, limit=11)
+    assert not data.asked[1][0].shuffle and data.asked[1][4] == 6
+
+
+def test_features_that_are_not_finite_and_empty_splits_are_refused():
+    with pytest.raises(RuntimeError, match="split 'holdout' of 'cat' are not finite"):
+        inference.embeddings(embedding(np.inf), STATE, Served(3), split="holdout", batch_size=2, seed=0)
+    with pytest.raises(UserError, match="no images in split 'holdout' of 'cat'; set config.data.holdout above 0"):
+        inference.embeddings(embedding(), STATE, Served(0), split="holdout", batch_size=2, seed=0)

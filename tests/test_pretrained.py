@@ -208,10 +208,20 @@ def test_pth_without_pytorch_says_what_to_do(tmp_path, monkeypatch):
 def test_words_and_paths_that_do_not_exist_are_refused(tmp_path):
     fails("did you mean 'imagenet'", weights="imagenets")
     fails("did you mean 'random'", weights="Random")
-    fails("is no file; give 'imagenet', 'random' or a file", weights=str(tmp_path / "nowhere.safetensors"))
-    fails("is a folder", weights=str(tmp_path))
+    fails("is no file; give 'imagenet', 'random', a file", weights=str(tmp_path / "nowhere.safetensors"))
+    fails("is a folder without CATEGORY/backbone.safetensors", weights=str(tmp_path))
     (tmp_path / "w.bin").write_bytes(b"any")
     fails("read from .safetensors", weights=str(tmp_path / "w.bin"))
+
+
+def test_a_runs_folder_stands_for_the_one_backbone_that_it_holds(tmp_path):
+    for category in ("one", "two"):
+        (tmp_path / category).mkdir()
+        write(tmp_path / category / "backbone.safetensors", tensors())
+        if category == "one":
+            variables = pretrained.load("resnet18", tmp_path, STAGES)
+            assert np.array_equal(variables["params"]["bn1"]["scale"], tensors()["bn1.weight"])
+    fails("holds 2 backbones; give one of the files, such as .*one.backbone.safetensors", weights=str(tmp_path))
 
 
 # ---- imagenet: the manifest, its folders, the download up to the network

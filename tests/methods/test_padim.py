@@ -22,7 +22,7 @@ SPEC = DataSpec("demo", "noise", SIZE, N, 0, 1, 1, True)
 def config_of(**options):
     config = configs.default("padim")
     config.backbone.weights, config.data.image_size, config.data.batch_size = "random", SIZE, BATCH
-    config.padim.dim = 12
+    config.padim.dim, config.padim.embedding = 12, "channels"
     for name, value in options.items():
         section = config.score if name in config.score else config.padim
         section[name] = value
@@ -182,3 +182,38 @@ def test_one_image_has_no_covariance():
     spec = DataSpec("demo", "noise", SIZE, 3, 0, 1, 1, True, n_train_anomalous=2)
     with pytest.raises(UserError, match="noise.*2 normal training images.*n_shot"):
         padim.stages(config_of(), spec)
+
+
+def test_semi_orthogonal_directions_are_orthonormal_and_random():
+    matrices = padim.semi_orthogonal(3, [4, 6], 5)
+    assert [matrix.shape for matrix in matrices] == [(4, 5), (6, 5)] and matrices[0].dtype == np.float32
+    whole = np.concatenate(matrices)
+    np.testing.assert_allclose(whole.T @ whole, np.eye(5), atol=1e-6)
+    np.testing.assert_array_equal(whole, np.concatenate(padim.semi_orthogonal(3, [4, 6], 5)))
+    assert not np.allclose(whole, np.concatenate(padim.semi_orthogonal(4, [4, 6], 5)))
+    # Uniform over directions: no sign is preferred, every channel has the same share.
+    draws = np.stack([np.concatenate(padim.semi_orthogonal(seed, [4, 6], 5)) for seed in range(400)])
+    np.testing.assert_allclose(draws.mean(0), 0, atol=0.09)  # five standard deviations
+    np.testing.assert_allclose((draws**2).sum(2).mean(0), 0.5, atol=0.05)
+
+
+def test_a_projection_is_of_all_layers_on_the_first_grid():
+    layers = [RNG.normal(size=(2, 4, 6, 3)).astype(np.float32), RNG.normal(size=(2, 2, 3, 5)).astype(np.float32)]
+    matrices = padim.semi_orthogonal(0, [3, 5], 4)
+    expected = layers[0] @ matrices[0] + np.repeat(np.repeat(layers[1], 2, 1), 2, 2) @ matrices[1]
+    np.testing.assert_allclose(padim.project(layers, matrices), expected, atol=1e-5)
+
+
+def test_a_whole_rotation_changes_no_distance_but_for_rounding():
+    """With as many directions as channels the Mahalanobis distance is that of the channels: S + rI turns with them."""
+    maps_of = {}
+    for embedding in ("channels", "semi_orthogonal"):
+        (stage,) = padim.stages(config_of(embedding=embedding, dim=0, regularisation=0.5), SPEC)
+        state = jax.jit(stage.finish)(fit(stage))
+        maps_of[embedding] = np.asarray(jax.jit(stage.predict)(state, batch_of(IMAGES)).pixel)
+    np.testing.assert_allclose(maps_of["semi_orthogonal"], maps_of["channels"], rtol=2e-3)
+
+
+def test_an_embedding_of_another_name_is_refused():
+    with pytest.raises(UserError, match="padim.embedding='pca': it must be one of channels, semi_orthogonal"):
+        padim.stages(config_of(embedding="pca"), SPEC)

@@ -43,9 +43,7 @@ def spec(n=40, kinds=KINDS):
 def batch(seed=0):
     rng = np.random.default_rng(seed)
     smooth = rng.uniform(0.2, 0.8, (B, 1, 1, 3)).astype(np.float32)
-    views = {
-        f"spd_{name}": smooth + 0.2 * rng.uniform(-1, 1, (B, SIDE, SIDE, 3)).astype(np.float32) for name in VIEWS
-    }
+    views = {f"spd_{name}": smooth + 0.2 * rng.uniform(-1, 1, (B, SIDE, SIDE, 3)).astype(np.float32) for name in VIEWS}
     image = views["spd_first"]
     flat = np.zeros(B, bool)
     views["class"] = rng.integers(0, len(KINDS), B).astype(np.int32)
