@@ -5,7 +5,7 @@ python -m jaxad.main --config=configs/ablations.py:siamese_unet/wo_cpam --config
 Without a row it is siamese_unet/ours; `:small` stands for siamese_unet/ours+small (give +small for two cores).
 All rows of siamese_unet train on 10 real anomalies, as the paper's text says of its models, on MVTec 3D-AD, where its
 Table 4 was measured. The rows of anoseg's Table 3 are cumulative and have no detector, those of its Table 5 have the
-whole segmenter.
+whole segmenter. The rows of spd pre-train; stand configs/padim.py:visa on what they leave.
 """
 
 import os
@@ -53,6 +53,15 @@ ROWS = {
         "table5_feature_matching": ("Table 5, line 2", _detector(matching=True, given=False, classified=False)),
         "table5_input_map": ("Table 5, line 3", _detector(matching=True, given=True, classified=False)),
         "table5_cls": ("Table 5, line 4", _detector(matching=True, given=True, classified=True)),
+    },
+    # Pre-training; the numbers of the table are of PaDiM on what it leaves. WideResNet-50-2: --config.backbone.name.
+    "spd": {
+        "simsiam": ("Ablation study, SimSiam w/ Res50", {"eta": 0.0}),
+        "eta_0.1": ("Ablation study, +SPD (eta = 0.1)", {"eta": 0.1}),
+        "eta_0.5": ("Ablation study, +SPD (eta = 0.5)", {"eta": 0.5}),
+        "eta_1.0": ("Ablation study, +SPD (eta = 1.0)", {"eta": 1.0}),
+        "cutpaste": ("Ablation study, +SPD w/ CutPaste", {"local": "cutpaste"}),
+        "xent": ("Ablation study, +SPD w/ Xent", {"term": "xent"}),
     },
 }
 # What a method's tables were measured under, as variants of its own config.

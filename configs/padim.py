@@ -4,8 +4,9 @@ python -m jaxad.main --config=configs/padim.py --config.data.root=FOLDER_OF_MVTE
 
 Constants as in the article and its PyTorch port (WideResNet-50-2, 550 random channels of layers 1 to 3, covariance +
 0.01 I, sigma 4, the maximum of the map). It keeps a 550 x 550 matrix for each of 64 x 64 positions, 5 GB, and needs as
-much again to invert them. `:small` is the same method with ResNet-18 and 100 channels, for two cores and no network;
-give it real weights with --config.backbone.weights=FILE.
+much again to invert them. `:visa` is VisA's one-class protocol, by which the SPD poster measures pre-training: with
+--config.backbone.name=resnet50 --config.backbone.weights=RUN. `:small` is the same method with ResNet-18 and 100
+dimensions, for two cores and no network; give it real weights with --config.backbone.weights=FILE.
 """
 
 from jaxad.config import default
@@ -25,12 +26,18 @@ def get_config(variant: str = ""):
     config.score.reduction = "max"
     config.padim.embedding = "channels"  # section III.A
     config.padim.dim = 550
-    if variant == "small":
+    if variant == "visa":
+        config.data.dataset = "visa"
+        config.data.resize = "short_crop"  # as its authors: parts of the sides are cut off; square keeps them
+        config.data.crop_size = 224
+        config.data.holdout = 0.0
+        config.eval.visa202 = True
+    elif variant == "small":
         config.data.dataset = "demo"
         config.backbone.name = "resnet18"
         config.backbone.weights = "random"
         config.padim.embedding = "semi_orthogonal"  # jaxad's own default, see the README
         config.padim.dim = 100
     elif variant:
-        raise UserError(f"configs/padim.py has no variant {variant!r}: it has 'small'")
+        raise UserError(f"configs/padim.py has no variant {variant!r}: it has visa, small")
     return config

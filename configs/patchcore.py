@@ -2,8 +2,9 @@
 
 python -m jaxad.main --config=configs/patchcore.py --config.data.root=FOLDER_OF_MVTEC_AD --workdir=runs/patchcore
 
-Constants as in the authors' code (IM224 baseline: WideResNet-50-2, layers 2 and 3, 10 % coreset). `:small` is the same
-method with ResNet-18, for two cores and no network; give it real weights with --config.backbone.weights=FILE.
+Constants as in the authors' code (IM224 baseline: WideResNet-50-2, layers 2 and 3, 10 % coreset). `:visa` is VisA's
+one-class protocol, as the SPD poster has it. `:small` is the same method with ResNet-18, for two cores and no network;
+give it real weights with --config.backbone.weights=FILE.
 """
 
 from jaxad.config import default
@@ -21,11 +22,17 @@ def get_config(variant: str = ""):
     config.backbone.name = "wide_resnet50_2"
     config.score.sigma = 4.0
     config.patchcore.image_score = "max"  # eq. 6
-    if variant == "small":
+    if variant == "visa":
+        config.data.dataset = "visa"
+        config.data.resize = "short_crop"  # as its authors: parts of the sides are cut off; square keeps them
+        config.data.crop_size = 224
+        config.data.holdout = 0.0
+        config.eval.visa202 = True
+    elif variant == "small":
         config.data.dataset = "demo"
         config.backbone.name = "resnet18"
         config.backbone.weights = "random"
         config.patchcore.image_score = "top1%"  # jaxad's own default, see the README
     elif variant:
-        raise UserError(f"configs/patchcore.py has no variant {variant!r}: it has 'small'")
+        raise UserError(f"configs/patchcore.py has no variant {variant!r}: it has visa, small")
     return config

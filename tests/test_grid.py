@@ -17,7 +17,7 @@ import pytest
 
 from jaxad import grid
 from jaxad.errors import UserError
-from jaxad.grid import Cell, runner
+from jaxad.grid import Cell, runner, table
 from jaxad.grid.__main__ import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -342,3 +342,17 @@ def test_run_as_a_command_a_grid_of_cells_is_understood(place):
     argv = [sys.executable, "-m", "jaxad.grid", f"--grid={place.file}", "--list", f"--workdir={place.workdir}"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "a/0: not done\n"), done.stderr
+
+
+def test_a_cell_may_name_what_another_will_leave_and_backbones_have_columns_of_their_own(place):
+    place.file.write_text(
+        "def cells(data, weights):\n"
+        "    return [\n"
+        "        ('pre/0', 'configs/patchcore.py:small', {'seed': 1}),\n"
+        "        ('on/0', 'configs/patchcore.py:small', {'backbone.weights': '{workdir}/pre/0'}),\n"
+        "    ]\n"
+    )
+    assert place("--only=on/*") == 0  # its setting was no path before
+    assert not list((place.workdir / "pre/0").iterdir()) and "- `pre/0`\n" in place.markdown()
+    results = {"method": "spd", "seed": 1, "categories": {"a": {"knn_top1": 0.5, "linear_top1": None, "spread": 0.25}}}
+    assert table.numbers(results) == "k-NN top 1 0.5000, linear top 1 n/a, spread 0.2500"

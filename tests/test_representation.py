@@ -87,3 +87,11 @@ def test_a_run_without_classes_says_so():
     none = entry(knn_top1=None, linear_top1=None, chance=None, notes={"knn_top1": "no classes"})
     said = pretraining.lines({"categories": {"pets": none}})
     assert "spread of features 0.500; not judged by classes (no classes)" in said[0]
+
+
+def test_the_report_of_several_runs_tells_of_backbones_below_its_table():
+    from jaxad.report.__main__ import text
+
+    runs = {"pre": {"method": "spd", "seed": 4, "commit": "abc", "categories": {"pets": entry()}, "mean": {}}}
+    said = text(runs).splitlines()
+    assert said[0].startswith("pets: resnet18") and said[-1] == "pre: spd, seed 4, commit abc"

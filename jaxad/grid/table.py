@@ -19,6 +19,7 @@ METRICS = {
     "aupro_0.3": "AUPRO 0.3",
 }
 PRETRAINED = {"knn_top1": "k-NN top 1", "linear_top1": "linear top 1", "spread": "spread"}  # of a backbone
+SHORT = ("image_auroc", "pixel_auroc", "aupro_0.3")
 TIMES = {"fit_seconds": "fit, s", "predict_ms_per_image": "predict, ms"}
 
 
@@ -145,9 +146,14 @@ def numbers(results: Mapping[str, Any]) -> str:
     >>> numbers({'categories': {'screw': {'image_auroc': 0.5, 'pixel_auroc': None}}})
     'image AUROC 0.5000, pixel AUROC n/a, AUPRO 0.3 n/a'
     """
+    from jaxad.report import pretraining
+
     parts, categories = [], list(results["categories"].values())
-    pretrained = any("knn_top1" in category for category in categories)
-    keys = PRETRAINED if pretrained else {key: METRICS[key] for key in ("image_auroc", "pixel_auroc", "aupro_0.3")}
+    keys = (
+        PRETRAINED
+        if pretraining.is_one(results)
+        else {key: METRICS[key] for key in ("image_auroc", "pixel_auroc", "aupro_0.3")}
+    )
     for key, name in keys.items():
         values = [category[key] for category in categories if category.get(key) is not None]
         parts.append(f"{name} {_value(key, [fmean(values)] if values else [])}")

@@ -24,7 +24,7 @@ from typing import Any
 
 from jaxad.errors import UserError, exit_code
 from jaxad.flags import debug_asked
-from jaxad.report import compare, figure, iou, targets
+from jaxad.report import compare, figure, iou, pretraining, targets
 
 SELDOM = ("image_aupr", "pixel_aupr")  # a column of their own only beside a paper's
 USAGE = "python -m jaxad.report RUN [RUN ...] [--iou=FILE.png] [--figure=FILE.png]"
@@ -91,8 +91,11 @@ def text(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
     runs: {name: what `read` returned}.
     """
+    pretrained = [run for run, results in runs.items() if pretraining.is_one(results)]
     entries = []
     for run, results in runs.items():
+        if run in pretrained:
+            continue
         entries += [(run, name, values) for name, values in results["categories"].items()]
         if len(results["categories"]) > 1:
             entries.append((run, "mean", results["mean"]))
@@ -113,7 +116,8 @@ def text(runs: Mapping[str, Mapping[str, Any]]) -> str:
     for row in table:
         cells = [cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in _places(row, widths)]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, *_sources(runs)])
+    told = [line for run in pretrained for line in pretraining.lines(runs[run])]
+    return "\n".join([*(lines if entries else ()), *told, *_sources(runs)])
 
 
 def _places(row: Sequence[str], widths: Sequence[int]):

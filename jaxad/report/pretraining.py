@@ -59,6 +59,11 @@ def lines(results: Mapping[str, Any]) -> list[str]:
     return told
 
 
+def is_one(results: Mapping[str, Any]) -> bool:
+    """Whether a results.json is that of a pre-training run."""
+    return any("knn_top1" in values for values in results["categories"].values())
+
+
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
