@@ -65,9 +65,11 @@ def get_config(variant: str = ""):
         config.data.batch_size = 8
         config.backbone.name = "resnet18"
         config.backbone.weights = "random"
-        config.optim.lr = 3e-4  # at 1e-3 the classifier of demo's other category did not leave its start in 150 steps
+        config.optim.lr = 3e-4
         config.two_class.backbone_lr = 1.0  # nothing to keep
         config.two_class.decoder = (64, 32, 16, 16)
+        # From random weights 16 labels teach the classifier little that holds for new images; masks say more.
+        config.two_class.image_score = "map"
         config.train.steps.classify = 150
         config.train.steps.segment = 150
     return config

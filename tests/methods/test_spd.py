@@ -83,12 +83,8 @@ def test_spd_eta_zero_equals_base(base):
     light, told_light = stepped(base, spd__eta=1e-30, spd__term="cosine")
     assert "pretrain/spd" not in told[0] and told_light[0]["pretrain/spd"] != 0
     assert [row["pretrain/base"] for row in told] == [row["pretrain/base"] for row in told_light]
-    for (path, one), (_, other) in zip(
-        jax.tree_util.tree_leaves_with_path((none.params, none.opt)),
-        jax.tree_util.tree_leaves_with_path((light.params, light.opt)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one, other, err_msg=jax.tree_util.keystr(path))
+    close(none.params, light.params, atol=0, rtol=0)
+    close(none.opt, light.opt, atol=1e-25, rtol=0)  # where the base has no gradient at all, the term's is seen
 
 
 @pytest.mark.parametrize("base", spd.BASES)
