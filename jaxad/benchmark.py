@@ -97,8 +97,7 @@ def run(
     """
     import jax
 
-    from jaxad import run as runs
-    from jaxad import sharding, timing
+    from jaxad import sharding, timing, workdirs
     from jaxad.methods import features
 
     mesh = sharding.start(config.mesh)
@@ -121,7 +120,7 @@ def run(
         "method": config.method,
         "image_size": timing.spec_of(config).image_size,
         "device": f"{mesh.size} x {device.platform}:{device.device_kind}",
-        **runs.environment(),
+        **workdirs.environment(),
         "config": config.to_dict(),
         "stages": stages,
     }
