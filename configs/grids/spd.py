@@ -6,7 +6,8 @@ DATA holds `tiny_imagenet/` and `dtd/`, a folder per class, to pre-train on, and
 `magnetic_tile/` with category folders in MVTec AD's layout. SimSiam, MoCo, SimCLR and supervised pre-training of a
 ResNet-18 at 64 pixels, each with and without SPD, with the same seed, images, strong views and number of updates in
 both arms; three seeds of SimSiam. Beside them the network as it was drawn, and with ImageNet's weights. Detection at
-128 pixels; PatchCore keeps 1 % of the patches on the two large sets, 10 % on PIPED.
+128 pixels; PatchCore keeps 1 % of the patches on the two large sets, 10 % on PIPED. The two-class models, which need
+layer4, stand on three of them.
 """
 
 from jaxad.grid import Cell
@@ -53,6 +54,21 @@ def cells(data: str, weights: str) -> list[Cell]:
     def detectors(name: str, seed: int, backbone: str) -> list[Cell]:
         return [detect(name, seed, backbone, method, of) for method in ("padim", "patchcore") for of in SETS]
 
+    def few_shot(name: str, backbone: str) -> Cell:
+        settings = {
+            "data.dataset": "folder",
+            "data.root": f"{data}/magnetic_tile",
+            "data.category": "magnetic_tile",
+            "data.image_size": 128,
+            "data.k_shot": 10,
+            "train.steps.classify": 100,
+            "train.steps.segment": 100,
+            "backbone.weights": backbone,
+            "eval.batch_size": 16,
+            **QUIET,
+        }
+        return Cell(f"{name}/few_shot_tile/0", "configs/two_class.py:small", settings, note="10 images of each label")
+
     found = []
     for recipe in RECIPES:
         for seed in SEEDS.get(recipe, (0,)):
@@ -60,7 +76,9 @@ def cells(data: str, weights: str) -> list[Cell]:
                 name = _name(recipe, spd)
                 found.append(pretrain(recipe, spd, seed))
                 found += detectors(name, seed, f"{{workdir}}/{name}/pretrain/{seed}")
-    return found + detectors("random", 0, "random") + detectors("imagenet", 0, weights)
+    found += detectors("random", 0, "random") + detectors("imagenet", 0, weights)
+    backbones = {"random": "random"} | {n: f"{{workdir}}/{n}/pretrain/0" for n in ("simsiam", "simsiam+spd")}
+    return found + [few_shot(name, backbone) for name, backbone in backbones.items()]
 
 
 def _name(recipe: str, spd: bool) -> str:
