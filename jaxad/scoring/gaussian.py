@@ -64,7 +64,8 @@ def factors(scatter: Array, count: Array, regularisation: float) -> Array:
 
     scatter: f32[P, D, D] · count: f32[], rows that were seen, 2 or more.
     S^-1 is the product of the transpose of L^-1 and L^-1, so ||L^-1 x|| is the Mahalanobis length of x. The inverse,
-    because scoring is one matrix product then: five times faster than solving with L on CPU, with the same error.
+    because scoring is one matrix product then: on CPU five times faster than solving with L at D = 100, 1.4 times at
+    550, with the same error.
     Only blocks of positions are at work at once: the memory needed is that of scatter, of the result and little more.
     Not finite where S is not positive definite.
 
