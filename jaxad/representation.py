@@ -13,6 +13,7 @@ import numpy as np
 from jaxad.metrics import representation
 from jaxad.types import Data
 
+PROBE = {"knn": 20, "temperature": 0.07, "linear": True, "limit": 20_000}  # where a method's config has no `probe`
 Embed = Callable[[str, int], tuple[np.ndarray, np.ndarray]]  # (split, limit) -> features and the records they belong to
 
 
@@ -24,7 +25,8 @@ def judged_split(data: Data) -> str | None:
 def judge(embed: Embed, data: Data, probe: Mapping[str, Any], *, linear: bool, seed: int) -> dict[str, Any]:
     """{'spread', 'knn_top1', 'linear_top1', 'chance', ...} of the features; what does not exist is None, with a note.
 
-    probe: config.spd.probe · linear: whether to fit the linear classifier, which takes longer than k-NN.
+    probe: as PROBE: neighbours and temperature of k-NN, whether there is a linear classifier, and how many training
+    images they see, of a larger set a draw · linear: whether to fit the linear classifier, which takes longer than k-NN.
     """
     train, train_rows = embed("train_normal", probe["limit"])
     result: dict[str, Any] = {

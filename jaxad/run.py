@@ -82,7 +82,7 @@ def run_category(
         def embed(split: str, limit: int):
             return inference.embeddings(stage, state, data, split=split, limit=limit, **how)
 
-        probe = configs.section(config).probe
+        probe = configs.section(config).get("probe", representation.PROBE)
         return representation.judge(embed, data, probe, linear=linear, seed=config.seed)
 
     with Log(folder, main) as log:

@@ -31,6 +31,8 @@ def tiny(method, devices=1):
         configs.section(made).width_mult = 0.0625
     if "decoder" in configs.section(made):
         configs.section(made).decoder = (16, 8, 8, 4)
+    if "simsiam" in configs.section(made):
+        configs.section(made).simsiam.dim, configs.section(made).simsiam.predictor_dim = 32, 8
     for stage in made.train.steps:
         made.train.steps[stage] = 2
     return made
