@@ -26,7 +26,7 @@ def judge(embed: Embed, data: Data, probe: Mapping[str, Any], *, linear: bool, s
     """{'spread', 'knn_top1', 'linear_top1', 'chance', ...} of the features; what does not exist is None, with a note.
 
     probe: as PROBE: neighbours and temperature of k-NN, whether there is a linear classifier, and how many training
-    images they see, of a larger set a draw · linear: whether to fit the linear classifier, which takes longer than k-NN.
+    images they see, of a larger set a draw · linear: whether to fit the linear classifier, slower than k-NN.
     """
     train, train_rows = embed("train_normal", probe["limit"])
     result: dict[str, Any] = {

@@ -21,7 +21,7 @@ from jaxad.flags import nearest
 from jaxad.methods import features
 from jaxad.types import Batch, DataSpec, Metrics, Stage, TrainState, View
 
-N_NORMAL, N_HOLDOUT, N_TEST = 200, 20, 50  # made-up counts of images, where config.data.n_shot says nothing else
+N_NORMAL, N_ANOMALOUS, N_HOLDOUT, N_TEST = 200, 30, 20, 50  # made-up counts of images, where config.data.n_shot says nothing else
 WARM_UP = 2  # calls that are not timed
 PERCENTILES = (10, 50, 90, 95)
 
@@ -32,16 +32,20 @@ def spec_of(config: ConfigDict) -> DataSpec:
     """A category that could be: the config's data set, sizes and shots, with made-up counts."""
     data = config.data
     named = data.category not in ("", "all") and "," not in data.category
+    normal, anomalous = data.n_shot or max(N_NORMAL, data.batch_size), data.n_anomalies
+    if data.protocol != "one_class":
+        normal, anomalous = (data.k_shot, data.k_shot) if data.protocol == "few_shot" else (normal, N_ANOMALOUS)
     return DataSpec(
         dataset=data.dataset,
         category=data.category if named else "generated",
         image_size=data.crop_size or data.image_size,
-        n_train=(data.n_shot or N_NORMAL) + data.n_anomalies,
+        n_train=normal + anomalous,
         n_holdout=N_HOLDOUT,
         n_test_normal=N_TEST,
         n_test_anomalous=N_TEST,
         has_masks=True,
-        n_train_anomalous=data.n_anomalies,
+        n_train_anomalous=anomalous,
+        kinds=("one", "other") if data.dataset in ("images", "tfds") else (),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from jaxad import benchmark, sharding, timing, train
+from jaxad import benchmark, flags, methods, sharding, timing, train
 from jaxad import config as configs
 from jaxad.errors import NonFiniteLoss
 from jaxad.types import SKIPPED, View
@@ -186,3 +187,21 @@ def test_help_answers_without_jax():
     done = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--precision" in done.stdout and "--config" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "views"),
+    [
+        ("spd.py:supervised", {"spd_first": 224, "spd_local": 224, "class": 0}),
+        ("spd.py:moco_v2+base+small", {"spd_first": 64, "spd_second": 64}),
+        ("two_class.py", {"augmented": 256, "augmented_mask": 256}),
+    ],
+)
+def test_made_up_batches_have_what_a_stage_asks_for(monkeypatch, file, views):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    config = flags.load(f"configs/{file}")
+    config.backbone.weights = "random"
+    spec = timing.spec_of(config)
+    stage = methods.resolve(config.method).stages(config, spec)[0]  # which checks counts and classes
+    batch = timing.batch_of(spec, 2, stage.feed.views)
+    assert {name: value.shape[1] if value.ndim > 1 else 0 for name, value in batch.views.items()} == views
