@@ -21,7 +21,8 @@ from jaxad.flags import nearest
 from jaxad.methods import features
 from jaxad.types import Batch, DataSpec, Metrics, Stage, TrainState, View
 
-N_NORMAL, N_ANOMALOUS, N_HOLDOUT, N_TEST = 200, 30, 20, 50  # made-up counts of images, where config.data.n_shot says nothing else
+# Made-up counts of images, where config.data.n_shot or k_shot says nothing else.
+N_NORMAL, N_ANOMALOUS, N_HOLDOUT, N_TEST = 200, 30, 20, 50
 WARM_UP = 2  # calls that are not timed
 PERCENTILES = (10, 50, 90, 95)
 
