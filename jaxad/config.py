@@ -152,7 +152,7 @@ def check(config: ConfigDict) -> None:
     weights = config.backbone.weights
     if weights not in ("imagenet", "random") and not os.path.exists(weights):
         raise UserError(
-            f"config.backbone.weights={weights!r} is neither a file nor a run; or say 'imagenet' or 'random'"
+            f"config.backbone.weights={weights!r} is not a file, nor the folder of a run; or say 'imagenet' or 'random'"
         )
     for key, value, least in (
         ("data.image_size", data.image_size, 16),

@@ -33,6 +33,7 @@ def tiny(method, devices=1):
         configs.section(made).decoder = (16, 8, 8, 4)
     if "simsiam" in configs.section(made):
         configs.section(made).simsiam.dim, configs.section(made).simsiam.predictor_dim = 32, 8
+        configs.section(made).eta = 0.0  # half of the program; its term is tests/methods/test_spd.py's
     for stage in made.train.steps:
         made.train.steps[stage] = 2
     return made
