@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +105,17 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
 
 
+def one_of(op: str, option: str, value: str, allowed: Sequence[str]) -> None:
+    """UserError where an option of an op is none of `allowed`; of these, '' is not told.
+
+    >>> one_of("rotated", "mode", "any", ("small", "any"))
+    """
+    if value not in allowed:
+        known = [name for name in allowed if name]
+        hint = nearest(str(value), known)
+        raise UserError(f"op {op!r}: {option}={value!r} is unknown{hint}; use {', '.join(known)}")
+
+
 ROTATIONS = ("small", "k90", "any")
 
 
@@ -119,8 +130,7 @@ def rotated(
     """
     import tensorflow as tf
 
-    if mode not in ROTATIONS:
-        raise UserError(f"op 'rotated': mode={mode!r} is unknown{nearest(mode, ROTATIONS)}; use {', '.join(ROTATIONS)}")
+    one_of("rotated", "mode", mode, ROTATIONS)
     if mode == "k90":
         if image.shape[0] != image.shape[1]:
             raise UserError(f"op 'rotated': mode='k90' needs square images, not {image.shape[0]}x{image.shape[1]}")

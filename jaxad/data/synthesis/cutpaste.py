@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from jaxad.data.synthesis import hard_augment as augment
 from jaxad.data.synthesis.nsa import visible
-from jaxad.data.views import Context, to_uint8
+from jaxad.data.views import Context, one_of, to_uint8
 from jaxad.errors import UserError
-from jaxad.flags import nearest
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -246,9 +245,7 @@ def _check(
         ("mask_mode", mask_mode, MASK_MODES),
         ("source", source, SOURCES),
     ):
-        if value not in allowed:
-            hint = nearest(str(value), allowed)
-            raise UserError(f"op 'cutpaste': {option}={value!r} is unknown{hint}; use {', '.join(allowed)}")
+        one_of("cutpaste", option, value, allowed)
     if len(area) != 2 or not 0 < area[0] <= area[1] < 1:
         raise UserError(f"op 'cutpaste': area={tuple(area)}; it must be (low, high) with 0 < low <= high < 1")
     if not 0 < aspect <= 1:

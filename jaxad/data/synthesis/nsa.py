@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from jaxad.config import DATASETS
 from jaxad.data.synthesis import classes, patches, poisson
 from jaxad.data.synthesis import foreground as masks
-from jaxad.data.views import Context, to_uint8
+from jaxad.data.views import Context, one_of, to_uint8
 from jaxad.errors import UserError
-from jaxad.flags import nearest
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -68,7 +67,7 @@ def nsa(
             f"op 'nsa' needs images of {SMALLEST_IMAGE} pixels or more, these have {min(image.shape[:2])}; raise "
             "data.image_size"
         )
-    _one_of("destination", destination, DESTINATIONS)
+    one_of("nsa", "destination", destination, DESTINATIONS)
     find = finder(context, chosen, foreground)
     if destination == "own":
         return synthesise(to_uint8(image), context, seed, chosen, find)
@@ -88,9 +87,9 @@ def choose(
     min_overlap: float,
 ) -> classes.Settings:
     """The category's settings, with the options that are not left to them. UserError for values that cannot be."""
-    _one_of("dataset", dataset, ("", *DATASETS))
-    _one_of("kind", kind, KINDS)
-    _one_of("gradients", gradients, GRADIENTS)
+    one_of("nsa", "dataset", dataset, ("", *DATASETS))
+    one_of("nsa", "kind", kind, KINDS)
+    one_of("nsa", "gradients", gradients, GRADIENTS)
     chosen = classes.settings(dataset, category, kind)
     if patches < 0:
         raise UserError(f"op 'nsa': patches={patches}; it must be 1 or more, or 0 for the category's own")
@@ -114,7 +113,7 @@ def choose(
 
 def finder(context: Context, settings: classes.Settings, foreground: str) -> Callable | None:
     """(image u8[H, W, 3], its row i32[] in the training split) -> bool[H, W]; None where everything is foreground."""
-    _one_of("foreground", foreground, FOREGROUNDS)
+    one_of("nsa", "foreground", foreground, FOREGROUNDS)
     if foreground == "xyz":
         return lambda image, index: context.foreground(index)
     pairs = settings.background
@@ -215,9 +214,3 @@ def _with(whole: tf.Tensor, part: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
         input=whole, begin=box[:2], end=end, strides=tf.ones(2, tf.int32), value=part
     )
     return tf.ensure_shape(updated, whole.shape)
-
-
-def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        known = [name for name in allowed if name]
-        raise UserError(f"op 'nsa': {option}={value!r} is unknown{nearest(value, known)}; use {', '.join(known)}")

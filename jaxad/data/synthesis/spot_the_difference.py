@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from jaxad.data.synthesis import smooth_blend as smooth
 from jaxad.data.synthesis.cutpaste import SMALLEST_IMAGE, cutpaste
 from jaxad.data.synthesis.global_views import STRENGTHS, Place, draw_place, look, resample, whole
-from jaxad.data.views import Context, to_uint8
+from jaxad.data.views import Context, one_of, to_uint8
 from jaxad.errors import UserError
-from jaxad.flags import nearest
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -123,9 +122,7 @@ def _check(
         ("local_of", local_of, LOCAL_OF),
         *(("views", name, VIEWS) for name in views),
     ):
-        if value not in allowed:
-            hint = nearest(str(value), allowed)
-            raise UserError(f"{op}: {option}={value!r} is unknown{hint}; use {', '.join(allowed)}")
+        one_of("spot_the_difference", option, value, allowed)
     if not views or len(set(views)) < len(views):
         raise UserError(f"{op}: views={tuple(views)}; name one or more of {', '.join(VIEWS)}, each once")
     if "anchor" in views and spd_anchor == "shared":
