@@ -29,17 +29,14 @@ import optax
 from flax import linen as nn
 
 from jaxad import pretrained
-from jaxad.errors import Checks
 from jaxad.losses import selfsup
 from jaxad.methods import features
+from jaxad.methods import spd_recipe as recipe
 from jaxad.methods.encoders import LAST, Encoder, Seen
-from jaxad.models import backbones, heads, resnet
+from jaxad.models import backbones, heads
 from jaxad.optim import optimiser
-from jaxad.types import Array, Batch, DataSpec, Feed, Stage, TrainState, Tree, UserError, View
+from jaxad.types import Array, Batch, DataSpec, Feed, Stage, TrainState, Tree, View
 from jaxad.updates import Aux, descend, ema, masked_mean, sequence, weighted_sum
-
-BASES = ("simsiam", "moco", "simclr", "supervised")
-STRONG = {"simsiam": "simsiam", "moco": "simsiam", "simclr": "simclr", "supervised": "supervised"}  # MoCo: v2's
 
 Terms = dict[str, Array]  # {name: f32[B]}
 
@@ -47,8 +44,8 @@ Terms = dict[str, Array]  # {name: f32[B]}
 def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     """One stage, 'pretrain'. Raises UserError where config.spd, the data or the backbone make no sense."""
     options, batch_size = config.spd, config.data.batch_size
-    _check(config, spec)
-    dtype, groups = features.compute_dtype(config), _groups(options, batch_size)
+    recipe.check(config, spec)
+    dtype, groups = features.compute_dtype(config), recipe.groups(options, batch_size)
     encoder = Encoder(
         backbones.build(config.backbone.name, (LAST,), dtype=dtype, groups=groups),
         _heads(options, backbones.channels(config.backbone.name, LAST), len(spec.kinds), dtype),
@@ -88,7 +85,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     def variables(state: TrainState) -> Tree:
         return {"params": state.params[best]["backbone"], "batch_stats": state.stats["encoder"]["backbone"]}
 
-    wanted = [View("spd", "spot_the_difference", _view_options(options))]
+    wanted = [View("spd", "spot_the_difference", recipe.view_options(options))]
     if options.base == "supervised":
         wanted.append(View("class", "class"))
     return (
@@ -107,11 +104,11 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
 
 def _objective(options: Any, encoder: Encoder) -> Callable[[Tree, TrainState, Batch, Array], tuple[Terms, Aux]]:
     """The terms of the loss, one value per image, and what the passes leave behind."""
-    base, term = options.base, _term(options)
+    base, term = options.base, recipe.term(options)
     by_key = {"second"} if base == "moco" else set()
     if base == "moco" and options.spd_moco == "key":
         by_key |= {"weak", "local"}
-    shown = _views(options)
+    shown = recipe.views(options)
     joint = options.bn_concat_views == "yes" or (options.bn_concat_views == "auto" and base == "simclr")
     anchor = "first" if options.spd_anchor == "shared" else "anchor"
 
@@ -166,7 +163,7 @@ def _difference(options: Any, anchor: Seen, negative: Seen, positive: Seen) -> A
     Departure: SimSiam's stands on the predictor, with stopped gradients, as SimSiam's own loss does; the poster's form
     would pull at the projections themselves. As printed: spd_space=z.
     """
-    if _space(options) == "pred_sg":
+    if recipe.space(options) == "pred_sg":
         return selfsup.predicted_difference(*((view.p, view.z) for view in (anchor, negative, positive)))
     return selfsup.spot_the_difference(anchor.z, negative.z, positive.z)
 
@@ -220,7 +217,7 @@ def _heads(options: Any, channels: int, kinds: int, dtype: jnp.dtype) -> dict[st
         made["projector"] = heads.SimCLRProjector(options.simclr.dim, options.simclr.layers, dtype=dtype)
     else:
         made["classes"] = heads.Linear(kinds, dtype=dtype)
-    if options.eta and _term(options) == "xent":
+    if options.eta and recipe.term(options) == "xent":
         made["spot"] = heads.Linear(2, dtype=dtype)
     return made
 
@@ -239,105 +236,3 @@ def _optimiser(config: Any, spec: DataSpec, steps: int) -> optax.GradientTransfo
         {"scheduled": tx, "constant": constant},
         lambda params: {name: "constant" if name == "predictor" else "scheduled" for name in params},
     )
-
-
-def _views(options: Any) -> tuple[str, ...]:
-    """The views that the loss needs, of those that the op makes."""
-    shown = ["first"] if options.base == "supervised" else ["first", "second"]
-    if not options.eta:
-        return tuple(shown)
-    if _term(options) == "xent":
-        return (*shown, "local") if options.base == "supervised" else (*shown, "weak", "local")
-    return (*shown, *(() if options.spd_anchor == "shared" else ("anchor",)), "weak", "local")
-
-
-def _view_options(options: Any) -> dict[str, Any]:
-    """Options of the view 'spot_the_difference'; 'first' and 'second' do not depend on what else is asked for."""
-    made = {
-        "size": options.crop_size,
-        "strong": STRONG[options.base] if options.strong == "auto" else options.strong,
-        "views": _views(options),
-    }
-    if not options.eta:
-        return made
-    return made | {
-        "spd_anchor": options.spd_anchor,
-        "neg_base": options.neg_base,
-        "local": options.local,
-        "local_of": "first" if "weak" not in made["views"] else "weak",
-        "smooth_blend": options.smooth_blend.to_dict(),
-    }
-
-
-def _term(options: Any) -> str:
-    return ("xent" if options.base == "supervised" else "cosine") if options.term == "auto" else options.term
-
-
-def _space(options: Any) -> str:
-    return ("pred_sg" if options.base == "simsiam" else "z") if options.spd_space == "auto" else options.spd_space
-
-
-def _groups(options: Any, batch_size: int) -> int:
-    """Groups of BatchNorm. On several devices their number should be a multiple of the devices': no group is then
-    split over two."""
-    return batch_size // options.moco.bn_group if options.base == "moco" and options.moco.bn_group else 1
-
-
-def _check(config: Any, spec: DataSpec) -> None:
-    """Raises UserError for values that make no sense, before anything is loaded."""
-    options, batch_size = config.spd, config.data.batch_size
-    checks = Checks(options, "config.spd")
-    checks.one_of("base", BASES)
-    checks.one_of("term", ("auto", "cosine", "xent"))
-    checks.one_of("spd_space", ("auto", "pred_sg", "z"))
-    checks.one_of("spd_moco", ("query", "key"))
-    checks.one_of("bn_concat_views", ("auto", "yes", "no"))
-    checks.one_of("strong", ("auto", "simsiam", "moco_v1", "simclr", "supervised"))
-    checks.one_of("moco.head", ("mlp", "linear"))
-    checks.one_of("simclr.negatives", ("ntxent", "poster"))
-    checks.not_negative("eta", "epochs", "warmup_epochs", "lr_batch", "crop_size")
-    checks.demand(0 <= options.ema < 1, "ema", "in [0, 1)")
-    for name in ("moco.temperature", "simclr.temperature", "probe.temperature"):
-        section, key = name.split(".")
-        checks.demand(options[section][key] > 0, name, "positive")
-    if config.backbone.name not in resnet.ARCHITECTURES:
-        known = ", ".join(resnet.ARCHITECTURES)
-        raise UserError(f"config.backbone.name={config.backbone.name!r} cannot be pre-trained by spd; use {known}")
-    if _space(options) == "pred_sg" and options.base != "simsiam":
-        raise UserError(f"config.spd.spd_space=pred_sg needs SimSiam's predictor; set it to z for {options.base}")
-    if batch_size < 2 or batch_size > spec.n_train_normal:
-        raise UserError(
-            f"config.data.batch_size={batch_size}: BatchNorm and negatives need at least 2 different images, and there "
-            f"are {spec.n_train_normal} to train on; set it between 2 and that"
-        )
-    if options.base == "supervised" and len(spec.kinds) < 2:
-        raise UserError(
-            f"config.spd.base=supervised needs images of two classes or more, and {spec.category!r} has "
-            f"{len(spec.kinds)}: put each class into a folder of its own (config.data.dataset=images), or choose "
-            f"simsiam, moco or simclr"
-        )
-    if options.base == "moco":
-        _check_moco(options, checks, batch_size)
-
-
-def _check_moco(options: Any, checks: Checks, batch_size: int) -> None:
-    moco = options.moco
-    checks.demand(0 <= moco.momentum < 1, "moco.momentum", "in [0, 1)")
-    if moco.queue < batch_size or moco.queue % batch_size:
-        near = max(moco.queue // batch_size, 1) * batch_size
-        raise UserError(
-            f"config.spd.moco.queue={moco.queue} is not a multiple of config.data.batch_size={batch_size}; "
-            f"the nearest below is {near}"
-        )
-    if moco.bn_group and (moco.bn_group < 2 or batch_size % moco.bn_group):
-        raise UserError(
-            f"config.data.batch_size={batch_size} does not divide into BatchNorm groups of "
-            f"config.spd.moco.bn_group={moco.bn_group} images, 2 or more; change one of them"
-        )
-    if moco.bn_group and options.bn_concat_views == "yes":
-        raise UserError("config.spd.bn_concat_views=yes would put several views into one BatchNorm group of MoCo's")
-    if moco.bn_group == batch_size:
-        raise UserError(
-            f"config.data.batch_size={batch_size} is too small for two BatchNorm groups of config.spd.moco.bn_group="
-            f"{moco.bn_group}: a key would share its statistics with its query; halve the group, or double the batch"
-        )

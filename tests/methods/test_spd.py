@@ -14,7 +14,7 @@ from jaxad import config as configs
 from jaxad import pretrained, run, sharding, train
 from jaxad.errors import UserError
 from jaxad.losses import selfsup
-from jaxad.methods import spd
+from jaxad.methods import spd, spd_recipe
 from jaxad.models.layers import batch_norm, conv
 from jaxad.types import Batch, DataSpec
 
@@ -117,7 +117,7 @@ def test_spd_eta_zero_equals_base(base):
     close(none.opt, light.opt, atol=1e-25, rtol=0)  # where the base has no gradient at all, the term's is seen
 
 
-@pytest.mark.parametrize("base", spd.BASES)
+@pytest.mark.parametrize("base", spd_recipe.BASES)
 def test_eta_zero_asks_for_the_views_of_the_base_and_builds_nothing_else(base):
     made = tiny(base, spd__eta=0.0, spd__term="xent")
     (stage,) = spd.stages(made, spec())
@@ -148,7 +148,7 @@ def test_the_views_are_those_that_the_term_needs(base, changes, views):
 
 def encoder_of(made):
     heads = spd._heads(made.spd, CHANNELS, len(KINDS), jnp.dtype("float32"))
-    return spd.Encoder(Backbone(spd._groups(made.spd, B)), heads)
+    return spd.Encoder(Backbone(spd_recipe.groups(made.spd, B)), heads)
 
 
 def begun(made):
@@ -228,7 +228,7 @@ def test_keys_have_no_gradient_and_views_by_the_key_encoder_none_either():
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("base", spd.BASES)
+@pytest.mark.parametrize("base", spd_recipe.BASES)
 def test_one_device_equals_eight(base):
     one, told = stepped(base)
     eight, told_eight = stepped(base, 8)
