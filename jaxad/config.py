@@ -32,7 +32,8 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
             method=method,
             seed=0,
             # run: the workdir of another run, from which every stage up to `stage` is taken instead of trained
-            start=dict(run="", stage=""),
+            # category: whose stages in that run; empty: of the same category
+            start=dict(run="", stage="", category=""),
             data=dict(
                 # images, tfds: images with or without classes, to pre-train on
                 dataset="demo",  # demo | folder | mvtec_ad | mvtec_3d_ad | visa | btad | images | tfds
@@ -46,6 +47,7 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 # Departure from every paper, which train on all normals: a tenth is held out to set the threshold that
                 # decisions need. 0: train on all, and take the threshold from them, which is optimistic.
                 holdout=0.1,
+                joint=False,  # one model, trained on all the categories together and judged on each
                 n_shot=0,  # train on this many normals, a seeded draw; 0: all
                 n_anomalies=0,  # real anomalies moved from test to training, a seeded draw per category
                 # VisA's protocols, on any data with anomalies: one_class (training has none) | high_shot | few_shot
@@ -72,10 +74,12 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
                 momentum=0.9,  # sgd, lars
                 trust=0.001,  # lars: trust coefficient
                 weight_decay=0.0,
+                decay="all",  # what weight_decay is on: all | kernels (not biases, norms and tables)
                 clip=0.0,  # the norm that gradients are scaled down to; 0: never
                 # constant_linear: the first half, then in a line to 0 · steps: x 0.1 after 60 % and 80 %
                 schedule="constant",  # constant | cosine | constant_linear | steps
                 warmup=0,  # steps
+                end=0.0,  # cosine: the learning rate that it ends at
             ),
             score=dict(
                 interpolation="bilinear",  # bilinear (half-pixel) | bilinear_corners (align_corners) | nearest

@@ -194,4 +194,59 @@ METHODS = {
             image_score="classifier",  # classifier | map
         ),
     ),
+    "pattern_generation": lambda: (
+        dict(generate=50_000, measure=0, compare=20_000),
+        # What the paper leaves open, and it is much, is chosen; why: methods/pattern_generation.py, models/, the README.
+        dict(
+            n=4,  # patches per side of the image: 4 to 7
+            n_select="fixed",  # fixed: n | nmse: that of train_n whose patches of normal images are best predicted
+            train_n=(4, 5, 6, 7),  # the partitions that training draws from, for each image
+            patch=0,  # side of a patch as the networks see it, pixels; 0: data.image_size / n
+            coverage="rows_cols",  # rows_cols | rows (section III-C) | raster (as numbered in III-A) | wrap
+            canonicalize=True,  # every triple is turned so that it is read from left to right
+            combine="min",  # eq. 5 over directions: min | mean | max | single_lr | single_rl
+            axis_combine="min",  # of what rows say and what columns say: min | max
+            score="prob",  # of an image: prob (least similar patch) | pixel (highest pixel) | product
+            gate=False,  # a patch's mask counts as much as the patch is dissimilar
+            stages="all",  # all | generate: the generator alone, to be carried on
+            pretrained="",  # the workdir of a run whose generator training starts from
+            generator="swin",  # swin | cyclegan_resnet9 | cyclegan_resnet6 (Table 3) | copy_near: none
+            swin=dict(
+                embed_stride=1,  # 1: a token per pixel | 4: Swin's own; the output is then 4 times finer than the tokens
+                window=7,
+                embed_dim=24,
+                enc_depths=(2, 2, 6, 2),
+                dec_depths=(2, 2, 6, 2),
+                heads=(3, 6, 12, 24),
+                share_encoders=False,
+                head_norm=False,  # LayerNorm before the fusion head
+                drop_path=0.0,
+            ),
+            cnn=dict(width=64, tanh=False),  # 45: about as many parameters as swin has
+            context_mask_ratio=0.0,  # share of the 4x4 cells of both context patches that training blanks
+            remat=False,  # compute activations again when going back, for memory
+            compare=dict(
+                enabled=True,  # False: the squared error of the prediction is the map
+                widths=(64, 128, 256),  # of the three convolution blocks
+                sim_pool="mean_max",  # mean_max | flatten
+                diff_feature=False,  # |f_G - f_O| beside both
+                mask_loss="sigmoid_l1",  # eq. 4: sigmoid_l1 | l1 | bce_dice | as_printed
+                mask_norm="mean",  # mean | sum: of the L1 norm in eq. 4
+                hinge_on="score",  # eq. 4: score | prob, as printed
+                batch_size=64,
+                lr=1e-3,
+                weight_decay=1e-4,
+            ),
+            pairs=dict(  # what the comparison network is trained on, see data/synthesis/pattern_pair.py
+                source="synthetic",  # synthetic | labelled: real anomalies that data.n_anomalies moves into training
+                clean=0.35,  # shares: the patch as it is
+                hard=0.15,  # brighter, noisier, shifted by a pixel, and still the same
+                defect=0.5,  # with a defect
+                context=0.0,  # as it is, predicted from patches with a defect (fig. 4)
+                wrong=0.0,  # another patch
+                mask_pool="max",  # max | mean: of the mask over 4x4 pixels
+                textures="",  # a folder of images to blend in; empty: other normal images, and flat colours
+            ),
+        ),
+    ),
 }

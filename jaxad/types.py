@@ -198,6 +198,8 @@ class Stage:
     embed(state, batch) -> f32[B, D], features of whole images, on a finished state: what a stage that pre-trains a
     backbone is judged by.
     backbone(state) -> (name, {'params', 'batch_stats'}), of a finished state: the network that such a stage saves.
+    facts(state) -> {name: f32[]}, of a finished state: what results.json should say of the stage, beside metrics.
+    work: what predicting one image is made of, by name, to count it by: {'triples': 32}.
     map_range: the ends of the scale that map values are on by construction, (0, 1) of a probability; None: they are on
     none, as distances are not.
     """
@@ -212,6 +214,8 @@ class Stage:
     map_range: tuple[float, float] | None = None
     embed: Callable[[TrainState, Batch], Array] | None = None
     backbone: Callable[[TrainState], tuple[str, Tree]] | None = None
+    facts: Callable[[TrainState], Mapping[str, Array]] | None = None
+    work: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
