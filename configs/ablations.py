@@ -6,6 +6,11 @@ Without a row it is siamese_unet/ours; `:small` stands for siamese_unet/ours+sma
 All rows of siamese_unet train on 10 real anomalies, as the paper's text says of its models, on MVTec 3D-AD, where its
 Table 4 was measured. The rows of anoseg's Table 3 are cumulative and have no detector, those of its Table 5 have the
 whole segmenter. The rows of spd pre-train; stand configs/padim.py:visa on what they leave.
+
+The tables of pattern_generation are of private textures; the textures of MVTec AD stand in for them. lr_only, rl_only,
+both_rows and combine_* judge the same networks in other ways and can take them from the run of another row, with
+--config.start.run=WORKDIR --config.start.stage=compare. `labelled` needs --config.data.n_anomalies. Rows that name no
+table or section are choices that the paper leaves open.
 """
 
 import os
@@ -62,6 +67,47 @@ ROWS = {
         "eta_1.0": ("Ablation study, +SPD (eta = 1.0)", {"eta": 1.0}),
         "cutpaste": ("Ablation study, +SPD w/ CutPaste", {"local": "cutpaste"}),
         "xent": ("Ablation study, +SPD w/ Xent", {"term": "xent"}),
+    },
+    "pattern_generation": {
+        "table3_swin": ("Table 3, Ours", {"generator": "swin"}),
+        "table3_cnn": ("Table 3, CNN", {"generator": "cyclegan_resnet6"}),
+        # As many parameters as the transformer has, to about 2 %.
+        "table3_cnn_matched": ("Table 3, CNN", {"generator": "cyclegan_resnet6", "cnn": {"width": 45}}),
+        "lr_only": ("section III-C, inference from left to right", {"coverage": "rows", "combine": "single_lr"}),
+        "rl_only": ("section III-C, inference from right to left", {"coverage": "rows", "combine": "single_rl"}),
+        "both_rows": ("section III-C, eq. 5", {"coverage": "rows", "combine": "min"}),
+        "rows_cols": ("eq. 5 over rows and columns", {"coverage": "rows_cols", "combine": "min"}),
+        "raster": ("section III-A, patches as numbered", {"coverage": "raster"}),
+        "wrap": ("for textures whose period divides the image", {"coverage": "wrap"}),
+        "combine_mean": ("the mean instead of eq. 5", {"combine": "mean"}),
+        "combine_max": ("the union instead of eq. 5", {"combine": "max", "axis_combine": "max"}),
+        "not_canonical": ("no triple is turned", {"canonicalize": False}),
+        "no_generator": ("the near patch is the prediction", {"generator": "copy_near"}),
+        "no_comparison": ("the squared error of the prediction is the map", {"compare": {"enabled": False}}),
+        # Swin's own embedding; the sizes of section III-A, read as parts of a patch, need 224 pixels for 56 tokens.
+        "reading_b": ("section III-A, a token per 4 x 4 pixels", {"patch": 224, "swin": {"embed_stride": 4}}),
+        "share_encoders": ("one encoder for both patches", {"swin": {"share_encoders": True}}),
+        "mirrored_depths": ("the decoder's six blocks where it is narrowest", {"swin": {"dec_depths": (6, 2, 2, 2)}}),
+        "heads_2_4_8_16": ("12 channels per head", {"swin": {"heads": (2, 4, 8, 16)}}),
+        "heads_1_2_4_8": ("24 channels per head", {"swin": {"heads": (1, 2, 4, 8)}}),
+        "hinge_prob": ("eq. 4, hinge of the probability", {"compare": {"hinge_on": "prob"}}),
+        "mask_l1": ("eq. 4 without its exponential", {"compare": {"mask_loss": "l1"}}),
+        "mask_bce_dice": (
+            "cross-entropy and Dice instead of eq. 4's first term",
+            {"compare": {"mask_loss": "bce_dice"}},
+        ),
+        # A tenth of the pairs, at the cost of those with a defect, so that half still do not match.
+        "corrupted_context": ("fig. 4 in training", {"pairs": {"defect": 0.4, "context": 0.1}}),
+        "wrong_patch": ("pairs of different patches", {"pairs": {"defect": 0.4, "wrong": 0.1}}),
+        "labelled": ("section IV-A, real anomalies with masks", {"pairs": {"source": "labelled"}}),
+        "as_printed": (
+            "sections III-A and III-C, eq. 4",
+            {
+                "coverage": "raster",
+                "canonicalize": False,
+                "compare": {"mask_loss": "as_printed", "hinge_on": "prob", "sim_pool": "flatten"},
+            },
+        ),
     },
 }
 # What a method's tables were measured under, as variants of its own config.

@@ -3,9 +3,10 @@
   python -m jaxad.benchmark --config=configs/reverse_distillation.py:small --precision=bfloat16,float32
 
 For each stage and precision: how long a step takes, what it computes, how much memory it needs; for the last stage the
-same of predicting, one image per device at a time and eval.batch_size images at a time. The programs are those of
-jaxad.main, over the devices of config.mesh. config.data.root, data.source, backbone.weights and start are ignored;
-config.data.n_shot is the number of normal images, which a memory bank holds (200 where it is 0).
+same of predicting, one image per device at a time and eval.batch_size images at a time, and the rate of whatever else a
+method counts, as triples of patches. The programs are those of jaxad.main, over the devices of config.mesh.
+config.data.root, data.source, backbone.weights and start are ignored; config.data.n_shot is the number of normal
+images, which a memory bank holds (200 where it is 0).
 """
 
 from __future__ import annotations
@@ -148,16 +149,21 @@ def text(found: Mapping[str, Any]) -> str:
         "",
     ]
     table: list[Sequence[str]] = [HEAD]
+    work = []
     for row in found["stages"]:
         table.append(_cells(row["stage"], row["precision"], row))
-        table += [_cells(f"{row['stage']}: predict", row["precision"], part) for part in row.get("predict", ())]
+        for part in row.get("predict", ()):
+            table.append(_cells(f"{row['stage']}: predict", row["precision"], part))
+            if part["work_per_second"]:
+                rates = ", ".join(f"{_number(rate)} {name}/s" for name, rate in part["work_per_second"].items())
+                work.append(f"{row['stage']}: predict, {row['precision']}, batch {part['batch_size']}: {rates}")
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     table.insert(1, ["-" * width if place < 2 else "-" * (width - 1) + ":" for place, width in enumerate(widths)])
     for row in table:
         places = enumerate(zip(row, widths, strict=True))
         cells = [cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in places]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", LEGEND])
+    return "\n".join([*lines, "", *work, LEGEND])
 
 
 def _cells(program: str, precision: str, row: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from jaxad.defaults import METHODS
 from jaxad.errors import UserError
 
-DATASETS = ("demo", "folder", "mvtec_ad", "mvtec_3d_ad", "visa", "btad", "images", "tfds")
+DATASETS = ("demo", "folder", "mvtec_ad", "mvtec_3d_ad", "visa", "btad", "images", "tfds", "periodic")
+GENERATED = ("demo", "periodic")  # these need no root
 BACKBONES = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "vgg16")
 
 
@@ -36,8 +37,8 @@ def default(method: str, steps: dict[str, int] | None = None, **options) -> Conf
             start=dict(run="", stage="", category=""),
             data=dict(
                 # images, tfds: images with or without classes, to pre-train on
-                dataset="demo",  # demo | folder | mvtec_ad | mvtec_3d_ad | visa | btad | images | tfds
-                root="",  # the folder that holds the data set; demo needs none
+                dataset="demo",  # demo | folder | mvtec_ad | mvtec_3d_ad | visa | btad | images | tfds | periodic
+                root="",  # the folder that holds the data set; demo and periodic need none
                 category="",  # a name, a comma list, or 'all'; images: A+B joins two folders; tfds: the builder's name
                 source="",  # a file from jaxad.data.materialize, read instead of dataset and root, without TensorFlow
                 image_size=256,  # pixels
@@ -136,6 +137,7 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "train.precision", ("auto", "float32", "bfloat16"))
     _one_of(config, "optim.name", ("adam", "adamw", "sgd", "lars"))
     _one_of(config, "optim.schedule", ("constant", "cosine", "constant_linear", "steps"))
+    _one_of(config, "optim.decay", ("all", "kernels"))
     _one_of(config, "score.interpolation", ("bilinear", "bilinear_corners", "nearest"))
     _one_of(config, "score.reduction", ("max", "mean", "top1%"))
     _one_of(config, "eval.metrics", ("exact", "binned"))
@@ -148,7 +150,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f"config.data.source={data.source!r} is not a file; python -m jaxad.data.materialize writes one"
             )
-    elif data.dataset != "demo":
+    elif data.dataset not in GENERATED:
         if not data.root:
             raise UserError(f"data set {data.dataset!r} needs its folder: --config.data.root=FOLDER")
         if not os.path.isdir(data.root):
@@ -183,6 +185,8 @@ def check(config: ConfigDict) -> None:
             f"config.data.crop_size={data.crop_size} needs data.resize='short_crop' and may not exceed "
             f"data.image_size={data.image_size}"
         )
+    if not 0 <= config.optim.end <= max(config.optim.lr, 0):
+        raise UserError(f"config.optim.end={config.optim.end} must be in [0, optim.lr={config.optim.lr}]")
     if not 0 <= data.holdout < 1:
         raise UserError(f"config.data.holdout={data.holdout} must be a fraction in [0, 1)")
     if not 0 < config.threshold.quantile <= 1:

@@ -195,7 +195,7 @@ METHODS = {
         ),
     ),
     "pattern_generation": lambda: (
-        dict(generate=50_000, measure=0, compare=20_000),
+        dict(pretrain=50_000, generate=50_000, measure=0, compare=20_000),
         # What the paper leaves open, and it is much, is chosen; why: methods/pattern_generation.py, models/, the README.
         dict(
             n=4,  # patches per side of the image: 4 to 7
@@ -208,8 +208,7 @@ METHODS = {
             axis_combine="min",  # of what rows say and what columns say: min | max
             score="prob",  # of an image: prob (least similar patch) | pixel (highest pixel) | product
             gate=False,  # a patch's mask counts as much as the patch is dissimilar
-            stages="all",  # all | generate: the generator alone, to be carried on
-            pretrained="",  # the workdir of a run whose generator training starts from
+            pretrain=False,  # train the generator alone, on any images; start.stage=pretrain goes on from it
             generator="swin",  # swin | cyclegan_resnet9 | cyclegan_resnet6 (Table 3) | copy_near: none
             swin=dict(
                 embed_stride=1,  # 1: a token per pixel | 4: Swin's own; the output is then 4 times finer than the tokens

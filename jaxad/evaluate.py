@@ -180,7 +180,7 @@ def _select(found: Predictions, keep: np.ndarray) -> Predictions:
         scores=found.scores[keep],
         maps=found.maps[keep],
         masks=found.masks[keep],
-        extras={name: values[keep] for name, values in found.extras.items()},
+        extras={name: values[keep] for name, values in found.extras.items() if values.ndim == 1},  # pictures are large
     )
 
 

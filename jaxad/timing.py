@@ -51,14 +51,21 @@ def spec_of(config: ConfigDict) -> DataSpec:
 
 
 def batch_of(spec: DataSpec, batch_size: int, views: Sequence[View] = ()) -> Batch:
-    """A NumPy batch of random normal images; each view is one more, and beside it a rectangle as NAME_mask."""
+    """A NumPy batch of random normal images; each view is one more, and beside it a rectangle as NAME_mask.
+
+    Views whose op makes something else have the entries of that op, in its shapes.
+    """
     rng, side = np.random.default_rng(0), spec.image_size
 
     def images(side: int = side) -> np.ndarray:
         return rng.random((batch_size, side, side, 3), np.float32)
 
-    none, rectangle = np.zeros((2, batch_size, side, side), bool)
-    rectangle[:, side // 4 : side // 2, side // 4 : side // 2] = True
+    def rectangle(side: int = side) -> np.ndarray:
+        mask = np.zeros((batch_size, side, side), bool)
+        mask[:, side // 4 : side // 2, side // 4 : side // 2] = True
+        return mask
+
+    none = np.zeros((batch_size, side, side), bool)
     index = np.arange(batch_size, dtype=np.int32) % spec.n_train
     made = Batch(images(), none, none[:, 0, 0], index, np.ones(batch_size, bool))
     extra: dict[str, np.ndarray] = {}
@@ -67,8 +74,15 @@ def batch_of(spec: DataSpec, batch_size: int, views: Sequence[View] = ()) -> Bat
             extra[view.name] = np.zeros(batch_size, np.int32)
         elif view.op == "spot_the_difference":
             extra |= {f"{view.name}_{name}": images(view.options["size"] or side) for name in view.options["views"]}
+        elif view.op in ("triple", "pattern_pair"):
+            patch = view.options["patch"]
+            parts = {name: images(patch) for name in ("far", "near", "target")}
+            if view.op == "pattern_pair":
+                parts |= {"observed": images(patch), "mask": rectangle(patch), "masked": np.ones(batch_size, bool)}
+                parts |= {"match": np.arange(batch_size) % 2 == 0, "kind": np.zeros(batch_size, np.int32)}
+            extra |= {f"{view.name}_{name}": part for name, part in parts.items()}
         else:
-            extra |= {view.name: images(), f"{view.name}_mask": rectangle}
+            extra |= {view.name: images(), f"{view.name}_mask": rectangle()}
     return made.replace(views=extra)
 
 
@@ -93,7 +107,8 @@ def measure(
 
     Returns:
       Per stage 'stage', 'precision', 'devices' and what `_row` says of a step; 'finish_seconds', compiling included,
-      where it was run; of the last stage 'predict': rows at one image per device and at eval.batch_size.
+      where it was run; of the last stage 'predict': rows at one image per device and at eval.batch_size, each with
+      'work_per_second', {name: rate} of what `Stage.work` counts.
 
     Raises UserError for a stage that there is not and a batch that does not divide, NonFiniteLoss for such metrics.
     """
@@ -184,7 +199,8 @@ def _predict(
 ) -> Row:
     batch = _place(batch_of(spec, batch_size), mesh)
     compiled, compile_seconds = compile_for(jax.jit(stage.predict), state, batch)
-    return _row(compiled, compile_seconds, clock.seconds(lambda: compiled(state, batch)), batch_size, mesh)
+    row = _row(compiled, compile_seconds, clock.seconds(lambda: compiled(state, batch)), batch_size, mesh)
+    return row | {"work_per_second": {name: n * row["images_per_second"] for name, n in stage.work.items()}}
 
 
 def _finish(stage: Stage, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:

@@ -8,17 +8,21 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from jaxad import sharding
+from jaxad import checkpoint, sharding, train
 from jaxad.errors import UserError
 from jaxad.flags import keys
 from jaxad.report import files
-from jaxad.types import Predictions, Stage
+from jaxad.types import Data, DataSpec, Predictions, Stage, TrainState
+
+Stages = Callable[[ConfigDict, DataSpec], tuple[Stage, ...]]  # a method
 
 # What may change between two runs of one workdir: it changes how a run is watched, not what it computes.
 FREE = ("report", "eval", "checkpoint", "mesh", "train.log_every", "data.cache_dir", "data.memory_mb")
@@ -111,26 +115,89 @@ def _at(tree: Any, key: str) -> Any:
     return tree
 
 
-def taken(config: ConfigDict, stages: Sequence[Stage]) -> list[str]:
-    """The stages that come from the run config.start.run: all up to config.start.stage."""
-    names = [stage.name for stage in stages]
-    return names[: names.index(config.start.stage) + 1] if config.start.run else []
+class Planned(NamedTuple):
+    """A stage of a run, and where it is.
+
+    spec: of the data that it is trained on, or was · folder: WORKDIR/CATEGORY/STAGE · taken: from another run.
+    """
+
+    stage: Stage
+    spec: DataSpec
+    folder: str
+    taken: bool
 
 
-def check_start(config: ConfigDict, names: dict[str, list[str]]) -> None:
-    """Raises UserError where config.start names a stage that there is not, or that the other run has not finished."""
+def plan(config: ConfigDict, workdir: str, stages: Stages, spec: DataSpec) -> tuple[Planned, ...]:
+    """The stages of one model, trained on data of `spec`; all up to config.start.stage are taken from another run.
+
+    What is taken is built for the data that it was trained on there, of which config.start.category is the name; only
+    the size of images is that of today. Raises UserError where config.start names what there is not.
+    """
+    own = [
+        Planned(stage, spec, os.path.join(workdir, spec.category, stage.name), False) for stage in stages(config, spec)
+    ]
+    start, category = config.start, config.start.category or spec.category
+    if not start.run:
+        if start.category:
+            raise UserError(f"config.start.category={category!r} needs start.run=WORKDIR, the run that has it")
+        return tuple(own)
+    n = _check_start(config, category, [planned.stage.name for planned in own])
+    folder = os.path.join(start.run, category)
+    theirs = dataclasses.replace(_spec(folder) or spec, image_size=spec.image_size)
+    taken = [Planned(stage, theirs, os.path.join(folder, stage.name), True) for stage in stages(config, theirs)[:n]]
+    return (*taken, *own[n:])
+
+
+def _check_start(config: ConfigDict, category: str, names: Sequence[str]) -> int:
+    """How many stages are taken; UserError where there is no such stage, or the other run has not finished it."""
     start = config.start
-    for category, stages in names.items() if start.run else ():
-        if start.stage not in stages:
+    if start.stage not in names:
+        raise UserError(f"config.start.stage={start.stage!r} is not a stage of {config.method}: {', '.join(names)}")
+    n = names.index(start.stage) + 1
+    for stage in names[:n]:
+        folder = os.path.join(start.run, category, stage, "final")
+        if not _holds(folder):
+            others = sorted(path.parts[-3] for path in Path(start.run).glob(f"*/{stage}/final") if _holds(path))
+            hint = f"; set config.start.category to one that has it: {', '.join(others)}" if others else ""
             raise UserError(
-                f"config.start.stage={start.stage!r} is not a stage of {config.method}: {', '.join(stages)}"
+                f"config.start.run={start.run!r} has no finished stage {stage!r} of {category} ({folder}){hint}"
             )
-        for stage in stages[: stages.index(start.stage) + 1]:
-            folder = os.path.join(start.run, category, stage, "final")
-            if not os.path.isdir(folder) or not os.listdir(folder):
-                raise UserError(
-                    f"config.start.run={start.run!r} has no finished stage {stage!r} of {category} ({folder})"
-                )
+    return n
+
+
+def _holds(folder: str | Path) -> bool:
+    return os.path.isdir(folder) and bool(os.listdir(folder))
+
+
+def take(planned: Planned, carry: TrainState | None, *, seed: int, mesh: jax.sharding.Mesh) -> tuple[TrainState, float]:
+    """(finished state, seconds of training) of a stage of another run."""
+    state = jax.eval_shape(lambda: planned.stage.finish(train.build(planned.stage, planned.spec, carry, seed)))
+    with checkpoint.Checkpoints(os.path.join(planned.folder, "final")) as final:
+        found = final.restore(checkpoint.abstract(state, mesh))
+    if found is None:
+        raise UserError(f"{planned.folder} holds no finished state; run again what config.start.run names")
+    return found[0], found[1]["seconds"]
+
+
+def describe(workdir: str, data: Data) -> None:
+    """Writes what `data` are into their folder: splits.json, which image is where, and spec.json, for `plan`."""
+    if sharding.is_main():
+        folder = os.path.join(workdir, data.spec.category)
+        files.write_json(os.path.join(folder, "splits.json"), data.manifest())
+        files.write_json(os.path.join(folder, "spec.json"), dataclasses.asdict(data.spec))
+
+
+def _spec(folder: str) -> DataSpec | None:
+    """What `describe` wrote; None for a run that wrote none, as they once did."""
+    path = os.path.join(folder, "spec.json")
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            held = json.load(file)
+        return DataSpec(**held | {"kinds": tuple(held["kinds"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not readable; remove it, or choose another config.start.run") from error
 
 
 def keep_time(path: str, test: Predictions, seconds: float) -> Predictions:

@@ -1,5 +1,6 @@
 """The benchmark: it times the programs of training and predicting, on nothing but made-up arrays."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,11 +11,12 @@ import textwrap
 
 import numpy as np
 import pytest
+import toy
 
 from jaxad import benchmark, flags, methods, sharding, timing, train
 from jaxad import config as configs
 from jaxad.errors import NonFiniteLoss
-from jaxad.types import SKIPPED, View
+from jaxad.types import SKIPPED, Feed, View
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOY = """
@@ -32,7 +34,7 @@ TOY = """
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
+def toy_config(tmp_path, monkeypatch):
     """--config of a method with two stages that compiles in a blink. There is no data set, and no TensorFlow."""
     for name in ("tensorflow", "tensorflow_datasets"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -56,8 +58,8 @@ def plausible(row, timed, devices=1):
     assert memory["peak"] >= kept + memory["temporaries"] > 0
 
 
-def test_every_stage_and_predicting_are_timed_and_written(toy, tmp_path, capsys):
-    found = call(tmp_path, toy, "--steps=4", "--config.mesh.devices=1")
+def test_every_stage_and_predicting_are_timed_and_written(toy_config, tmp_path, capsys):
+    found = call(tmp_path, toy_config, "--steps=4", "--config.mesh.devices=1")
     assert {"method", "image_size", "device", "commit", "versions", "config", "stages"} <= found.keys()
     assert (found["method"], found["image_size"], found["device"]) == ("toy", 16, "1 x cpu:cpu")
     learn, bank = found["stages"]
@@ -101,7 +103,7 @@ def test_both_precisions_are_timed_and_are_different_programs(shallow, monkeypat
         plausible(row, timed=2)
 
 
-def test_a_stage_alone_follows_the_untrained_ones_before_it(toy, tmp_path, monkeypatch):
+def test_a_stage_alone_follows_the_untrained_ones_before_it(toy_config, tmp_path, monkeypatch):
     built = []
 
     def build(stage, spec, carry, seed, build=train.build):
@@ -109,7 +111,7 @@ def test_a_stage_alone_follows_the_untrained_ones_before_it(toy, tmp_path, monke
         return build(stage, spec, carry, seed)
 
     monkeypatch.setattr(train, "build", build)
-    options = (toy, "--steps=1", "--config.mesh.devices=1")
+    options = (toy_config, "--steps=1", "--config.mesh.devices=1")
     (bank,) = call(tmp_path, *options, "--stage=bank")["stages"]
     assert bank["stage"] == "bank" and len(bank["predict"]) == 2
     assert built == [("learn", None), ("bank", 0)]
@@ -118,8 +120,8 @@ def test_a_stage_alone_follows_the_untrained_ones_before_it(toy, tmp_path, monke
     assert built[2:] == [("learn", None)]
 
 
-def test_devices_share_a_batch_and_its_operations_add_up(toy, tmp_path):
-    options = (toy, "--stage=bank", "--steps=1", "--config.eval.batch_size=6")
+def test_devices_share_a_batch_and_its_operations_add_up(toy_config, tmp_path):
+    options = (toy_config, "--stage=bank", "--steps=1", "--config.eval.batch_size=6")
     one, four = (call(tmp_path, *options, f"--config.mesh.devices={n}") for n in (1, 4))
     assert (one["device"], four["device"]) == ("1 x cpu:cpu", "4 x cpu:cpu")
     (one,), (four,) = one["stages"], four["stages"]
@@ -128,8 +130,8 @@ def test_devices_share_a_batch_and_its_operations_add_up(toy, tmp_path):
     assert [row["batch_size"] for row in four["predict"]] == [4, 8]  # one per device, and rounded up
 
 
-def test_minutes_bound_the_calls_that_are_timed_and_one_always_is(toy, tmp_path):
-    found = call(tmp_path, toy, "--steps=1000000", "--minutes=0", "--config.mesh.devices=1")
+def test_minutes_bound_the_calls_that_are_timed_and_one_always_is(toy_config, tmp_path):
+    found = call(tmp_path, toy_config, "--steps=1000000", "--minutes=0", "--config.mesh.devices=1")
     assert [row["timed"] for row in (*found["stages"], *found["stages"][1]["predict"])] == [1, 1, 1, 1]
     clock = timing._Clock(steps=3, deadline=math.inf)
     seen = []
@@ -153,6 +155,57 @@ def test_a_batch_has_a_picture_and_a_mask_for_every_view():
     assert timing.spec_of(made).category == "generated"
 
 
+def test_batches_of_patches_have_what_their_ops_make():
+    made = configs.default("patchcore")
+    made.data.image_size = 32
+    ops = {"triple": {"patch": 12, "n": [4]}, "pattern_pair": {"patch": 12}}
+    asked = tuple(View(f"a_{op}", op, options) for op, options in ops.items())
+    images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+    from_images = toy.views(Feed(4, views=asked), images, np.zeros((4, 32, 32), bool))
+    for views in (timing.batch_of(timing.spec_of(made), 4, asked).views, from_images):
+        shapes = {name: (value.shape[1:], str(value.dtype)) for name, value in views.items()}
+        pictures = ((12, 12, 3), "float32")
+        assert shapes == {
+            **{f"a_{op}_{name}": pictures for op in ops for name in ("far", "near", "target")},
+            "a_pattern_pair_observed": pictures,
+            "a_pattern_pair_mask": ((12, 12), "bool"),
+            "a_pattern_pair_match": ((), "bool"),
+            "a_pattern_pair_masked": ((), "bool"),
+            "a_pattern_pair_kind": ((), "int32"),
+        }
+        assert views["a_pattern_pair_match"].tolist() == [True, False, True, False]
+        assert views["a_pattern_pair_masked"].all() and views["a_pattern_pair_mask"][1].any()
+    spoilt = (from_images["a_pattern_pair_observed"] != from_images["a_pattern_pair_target"]).any(axis=-1)
+    np.testing.assert_array_equal(spoilt, from_images["a_pattern_pair_mask"])
+    assert spoilt.any(axis=(1, 2)).tolist() == [False, True, False, True]
+    exact = toy.views(Feed(4, views=(View("a", "triple", {"patch": 8}),)), images, None)
+    row = np.concatenate([exact[f"a_{name}"] for name in ("far", "near", "target")], axis=2)
+    np.testing.assert_array_equal(row, images[:, :8, :24])
+
+
+def test_what_a_method_counts_is_counted_when_it_predicts_and_only_then(toy_config, tmp_path, monkeypatch, capsys):
+    def stages(config, spec, stages=toy.stages):
+        learn, bank = stages(config, spec)
+        return learn, dataclasses.replace(bank, work={"triples": 32, "pairs": 3})
+
+    options = (toy_config, "--stage=bank", "--steps=1", "--config.mesh.devices=1", "--config.eval.batch_size=4")
+    (bank,) = call(tmp_path, *options)["stages"]
+    assert [part["work_per_second"] for part in bank["predict"]] == [
+        {},
+        {},
+    ] and "triples" not in capsys.readouterr().out
+    monkeypatch.setattr(toy, "stages", stages)
+    (bank,) = call(tmp_path, *options)["stages"]
+    assert "work_per_second" not in bank
+    for part in bank["predict"]:
+        rates = part["work_per_second"]
+        assert rates["triples"] == pytest.approx(32 * part["images_per_second"])
+        assert rates["pairs"] == pytest.approx(3 * part["images_per_second"])
+    out = capsys.readouterr().out
+    shown = [benchmark._number(rate) for rate in bank["predict"][1]["work_per_second"].values()]
+    assert f"bank: predict, float32, batch 4: {shown[0]} triples/s, {shown[1]} pairs/s" in out.splitlines()
+
+
 def test_several_processes_agree_on_what_the_main_one_says():
     assert sharding.agreed(True) is True and sharding.agreed(False) is False  # one process: what it says itself
 
@@ -169,8 +222,8 @@ def test_several_processes_agree_on_what_the_main_one_says():
         (["--config.toy.scal=1"], "the nearest is 'toy.scale'"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(toy, capsys, argv, said):
-    assert benchmark.main(["benchmark", toy, *argv]) == 2
+def test_a_mistake_is_one_line_and_exit_code_2(toy_config, capsys, argv, said):
+    assert benchmark.main(["benchmark", toy_config, *argv]) == 2
     out, errors = capsys.readouterr()
     told = [line for line in errors.splitlines() if line.startswith("jaxad: ")]
     assert len(told) == 1 and said in told[0] and not out and "Traceback" not in errors
@@ -195,6 +248,7 @@ def test_help_answers_without_jax():
         ("spd.py:supervised", {"spd_first": 224, "spd_local": 224, "class": 0}),
         ("spd.py:moco_v2+base+small", {"spd_first": 64, "spd_second": 64}),
         ("two_class.py", {"augmented": 256, "augmented_mask": 256}),
+        ("pattern_generation.py:small", {"triple_far": 32, "triple_near": 32, "triple_target": 32}),
     ],
 )
 def test_made_up_batches_have_what_a_stage_asks_for(monkeypatch, file, views):

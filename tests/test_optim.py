@@ -7,13 +7,14 @@ import numpy as np
 import optax
 import pytest
 
+from jaxad.config import check, default
 from jaxad.errors import UserError
 from jaxad.optim import optimiser, schedule
 
 
 def settings(**changes):
     keys = dict(name="adam", lr=0.05, b1=0.5, b2=0.99, momentum=0.9, trust=0.001, weight_decay=0.0, clip=0.0)
-    keys |= dict(schedule="constant", warmup=0)
+    keys |= dict(schedule="constant", warmup=0, decay="all", end=0.0)
     return SimpleNamespace(**{**keys, **changes})
 
 
@@ -36,6 +37,24 @@ def test_cosine_with_warmup_is_the_formula():
         expected = 0.3 * (step + 1) / 4 if step < 4 else 0.15 * (1 + math.cos(math.pi * (step - 4) / 16))
         assert rate(step) == pytest.approx(expected, rel=1e-5)
     assert rate(20) == pytest.approx(0.0, abs=1e-7) and rate(100) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_cosine_ends_at_the_rate_asked_for():
+    rate = schedule(0.3, 20, "cosine", warmup=4, end=0.03)
+    for step in range(4, 20):
+        assert rate(step) == pytest.approx(0.03 + 0.135 * (1 + math.cos(math.pi * (step - 4) / 16)), rel=1e-5)
+    assert rate(3) == pytest.approx(0.3) and rate(20) == rate(100) == pytest.approx(0.03, rel=1e-6)
+
+
+def test_a_cosine_that_ends_at_zero_has_the_bits_that_it_had_before_it_could_end_elsewhere():
+    def before(step):
+        step = jnp.asarray(step, jnp.float32)
+        rest = jnp.clip((step - 7) / 993, 0.0, 1.0)
+        return 0.3 * jnp.where(step < 7, (step + 1.0) / 7, 0.5 * (1.0 + jnp.cos(jnp.pi * rest)))
+
+    steps = jnp.arange(1003)
+    for way in (jax.vmap, lambda function: jax.jit(jax.vmap(function))):
+        np.testing.assert_array_equal(way(schedule(0.3, 1000, "cosine", 7))(steps), way(before)(steps))
 
 
 def test_constant_with_warmup_reaches_the_rate_and_stays():
@@ -143,6 +162,7 @@ def test_a_step_of_lars_is_a_share_of_the_weights_whatever_the_gradient_s_size()
         dict(name="sgd", lr=1e-3),
         dict(name="sgd", lr=1e-3, momentum=0.0, weight_decay=0.3),
         dict(name="adam", schedule="cosine"),
+        dict(name="adamw", schedule="cosine", end=0.02, weight_decay=0.3),
         dict(name="sgd", lr=1e-2, clip=1.5, weight_decay=0.3),
     ],
     ids=str,
@@ -157,7 +177,9 @@ def test_optimisers_walk_as_torch_does(changes):
     else:
         kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
         torch_optim = kind([point], betas=(optim.b1, optim.b2), **own)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(torch_optim, 20) if optim.schedule == "cosine" else None
+    cosine = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(torch_optim, 20, optim.end) if optim.schedule == "cosine" else None
+    )
     path = []
     for _ in range(20):
         torch_optim.zero_grad()
@@ -174,6 +196,34 @@ def test_optimisers_walk_as_torch_does(changes):
 def test_weight_decay_of_adamw_is_decoupled_and_of_adam_is_not():
     paths = [descend(optimiser(settings(name=name, weight_decay=0.3), 5), 5) for name in ("adam", "adamw")]
     assert np.abs(paths[0] - paths[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_weight_decay_can_be_on_kernels_alone(name):
+    rng = np.random.default_rng(0)
+    shapes = {"dense": {"kernel": (3, 4), "bias": (4,)}, "norm": {"scale": (3,)}, "window": {"table": (5, 2)}}
+    is_shape = dict(is_leaf=lambda node: isinstance(node, tuple))
+    params, *gradients = (
+        jax.tree.map(lambda shape: jnp.float32(rng.normal(size=shape)), shapes, **is_shape) for _ in range(6)
+    )
+
+    def walk(**changes):
+        tx, point = optimiser(settings(name=name, **changes), 5), params
+        state = tx.init(point)
+        for gradient in gradients:
+            with jax.numpy_dtype_promotion("standard"):
+                change, state = tx.update(gradient, state, point)
+            point = optax.apply_updates(point, change)
+        return point
+
+    kernels, every, none = walk(weight_decay=0.3, decay="kernels"), walk(weight_decay=0.3), walk()
+    assert np.abs(every["norm"]["scale"] - none["norm"]["scale"]).max() > 1e-3
+    for wanted, places in (
+        (every, [("dense", "kernel")]),
+        (none, [("dense", "bias"), ("norm", "scale"), ("window", "table")]),
+    ):
+        for network, leaf in places:
+            np.testing.assert_array_equal(kernels[network][leaf], wanted[network][leaf], err_msg=leaf)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
@@ -194,8 +244,24 @@ def test_state_and_update_are_float32_for_half_precision_gradients(name):
         (dict(name="lars", trust=0.0), "config.optim.trust=0.0"),
         (dict(warmup=50), "config.optim.warmup=50"),
         (dict(lr=0.0), "config.optim.lr=0.0"),
+        (dict(decay="kernel"), "config.optim.decay to one of all, kernels"),
+        (dict(end=0.06), "config.optim.end=0.06 is not between 0 and the learning rate, 0.05"),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_the_key(changes, said):
     with pytest.raises(UserError, match=said):
         optimiser(settings(**changes), 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(decay="kernel"), "config.optim.decay='kernel'"),
+        (dict(end=0.1), r"end=0.1 must be in \[0, optim.lr=0.001\]"),
+    ],
+)
+def test_the_config_is_checked_before_anything_is_built(changes, said):
+    made = default("patchcore")
+    made.optim.update(changes)
+    with pytest.raises(UserError, match=said):
+        check(made)

@@ -100,7 +100,8 @@ def stages(config, spec: DataSpec) -> tuple[Stage, ...]:
 
 def views(feed, image, truth):
     """The views of a feed, by NumPy: 'rotated' is the image upside down, 'flip_jitter' mirrors it and its mask `truth`,
-    'spot_the_difference' makes the views it is asked for, brighter each, every other op puts a bright square on."""
+    'spot_the_difference' makes the views it is asked for, brighter each, 'triple' and 'pattern_pair' cut patches of a
+    quarter of the side from the top row, every other op puts a bright square on."""
     made = {}
     for view in feed.views:
         if view.op == "rotated":
@@ -113,9 +114,26 @@ def views(feed, image, truth):
             for number, name in enumerate(view.options["views"]):
                 made[f"{view.name}_{name}"] = image * image.dtype.type(1 + 0.1 * number)
             continue
+        if view.op in ("triple", "pattern_pair"):
+            made |= {f"{view.name}_{name}": part for name, part in _patches(view, image).items()}
+            continue
         mask = np.zeros(image.shape[:3], bool)
         mask[:, : image.shape[1] // 3, image.shape[2] // 4 : image.shape[2] // 2] = True
         made |= {view.name: np.where(mask[..., None], image.dtype.type(0.9), image), f"{view.name}_mask": mask}
+    return made
+
+
+def _patches(view, image):
+    """What 'triple' and 'pattern_pair' make: every second pair has a bright square in the patch that is observed."""
+    size, side = view.options["patch"], image.shape[1] // 4
+    rows = np.arange(size) * side // size  # nearest, where patches have another size
+    made = {name: image[:, rows][:, :, place * side + rows] for place, name in enumerate(("far", "near", "target"))}
+    if view.op == "pattern_pair":
+        match, mask = np.arange(len(image)) % 2 == 0, np.zeros((len(image), size, size), bool)
+        mask[~match, size // 4 : size // 2, size // 4 : size // 2] = True
+        made["observed"] = np.where(mask[..., None], image.dtype.type(0.9), made["target"])
+        made |= {"mask": mask, "match": match, "masked": np.ones(len(image), bool)}
+        made["kind"] = np.where(match, 0, 2).astype(np.int32)
     return made
 
 

@@ -27,7 +27,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 class Source(Protocol):
     """The images of one category by random access, at their original size. Thread-safe; runs no TensorFlow op.
 
-    name: the category · root: the data root (absolute; empty for the demo) ·
+    name: the category · root: the data root (absolute; empty for generated data) ·
     has_masks: every anomalous test image has a ground-truth mask (False where there is none at all) ·
     has_all_masks: so have those listed for training · protocol: the two-class protocol that divides it, '' for others ·
     notes: what the user should know of how the folder was read, one line each.
@@ -56,9 +56,9 @@ class Source(Protocol):
 def categories(config: ConfigDict) -> tuple[str, ...]:
     """The categories that `config.data.category` names: one, a comma list, or 'all' that are there.
 
-    For `folder`, an empty category is the data root itself, named by its last folder; for the demo, both it has. For
-    `images`, an empty category and 'all' are the data root itself, all its folders together, and 'a+b' are two of them
-    together; for `tfds`, see `jaxad.data.ready`.
+    An empty category of generated data is all it has; of `folder`, it is the data root itself, named by its last
+    folder. For `images`, an empty category and 'all' are the data root itself, all its folders together, and 'a+b' are
+    two of them together; for `tfds`, see `jaxad.data.ready`.
     Raises UserError for an unknown data set or category, with the nearest, and for a missing or empty folder.
     """
     wanted = [name.strip() for name in config.data.category.split(",") if name.strip()]
@@ -72,7 +72,7 @@ def categories(config: ConfigDict) -> tuple[str, ...]:
     if builder.name == "images" and wanted in ([], ["all"]):
         return (_own_name(builder, root),)
     found = builder.found(root)
-    if builder.name == "demo" and not wanted or wanted == ["all"]:
+    if not wanted and not builder.needs_root() or wanted == ["all"]:
         names = tuple(name for name in found if name in builder.CATEGORIES or builder.name == "folder")
         if not names:
             raise UserError(_nothing_found(builder, root))
@@ -127,7 +127,7 @@ def _builder(config: ConfigDict) -> tuple[type[AnomalyBuilder], Path]:
     if name not in builders.BUILDERS:
         raise UserError(f"config.data.dataset={name!r} is unknown{_nearest(name, DATASETS)}; use {', '.join(DATASETS)}")
     builder = builders.BUILDERS[name]
-    return builder, Path() if name == "demo" else data_root(config.data.root)
+    return builder, data_root(config.data.root) if builder.needs_root() else Path()
 
 
 def _own_name(builder: type[AnomalyBuilder], root: Path) -> str:
@@ -156,7 +156,7 @@ def _nothing_found(builder: type[AnomalyBuilder], root: Path) -> str:
 def _unknown(builder: type[AnomalyBuilder], root: Path, name: str, found: tuple[str, ...]) -> str:
     if not found:
         return _nothing_found(builder, root)
-    place = "" if builder.name == "demo" else f" in {root}"
+    place = f" in {root}" if builder.needs_root() else ""
     shown = [other for other in found if other in builder.CATEGORIES] or found
     return f"config.data.category={name!r} is not{place}{_nearest(name, found)}; found: {', '.join(shown)}"
 

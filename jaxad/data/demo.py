@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxad.data.listing import NORMAL, Listing, Sample
+from jaxad.data import drawing
+from jaxad.data.listing import NORMAL, Listing
 
 SIZE = 128
 DEFECTS = {
@@ -22,18 +23,11 @@ DEFECTS = {
     "washer": ("chip", "crack", "rust", "scratch"),
 }
 CATEGORIES = tuple(DEFECTS)
-N_TRAIN, N_TEST_GOOD, N_PER_DEFECT = 60, 20, 10
 
 
 def listing(category: str) -> Listing:
     """The images of `category`, in MVTec AD's layout."""
-    train = [Sample(f"{category}/train/{NORMAL}/{i:03d}.png") for i in range(N_TRAIN)]
-    test = [Sample(f"{category}/test/{NORMAL}/{i:03d}.png") for i in range(N_TEST_GOOD)]
-    for defect in DEFECTS[category]:
-        for i in range(N_PER_DEFECT):
-            mask = f"{category}/ground_truth/{defect}/{i:03d}_mask.png"
-            test.append(Sample(f"{category}/test/{defect}/{i:03d}.png", defect, mask))
-    return Listing(Path(), category, {"train": tuple(train), "test": tuple(sorted(test))})
+    return drawing.listing(category, DEFECTS[category])
 
 
 def render(path: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +43,7 @@ def render(path: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     key = [seed, CATEGORIES.index(category), split == "test", kinds.index(defect), number]
     scene, flaw, camera = np.random.default_rng(key).spawn(3)
     colour, mask = {"weave": _weave, "washer": _washer}[category](scene, flaw, defect)
-    return _photograph(camera, colour), mask
+    return drawing.photograph(camera, colour), mask
 
 
 def write(folder: str | Path, category: str, seed: int = 0) -> None:
@@ -67,10 +61,10 @@ def write(folder: str | Path, category: str, seed: int = 0) -> None:
 def _weave(rng: np.random.Generator, flaw: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
     """Plain weave of beige warp and blue-grey weft, 9 pixels per thread. Colour f32[h, w, 3] in [0, 1], mask."""
     pitch = 9.0
-    x, y = _grid()
+    x, y = drawing.grid(SIZE)
     angle = np.deg2rad(rng.uniform(-1.5, 1.5))
-    u = x * np.cos(angle) + y * np.sin(angle) + 0.9 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
-    v = -x * np.sin(angle) + y * np.cos(angle) + 0.9 * _smooth(rng, 4) + rng.uniform(0, 2 * pitch)
+    u = x * np.cos(angle) + y * np.sin(angle) + 0.9 * drawing.smooth(rng, 4, SIZE) + rng.uniform(0, 2 * pitch)
+    v = -x * np.sin(angle) + y * np.cos(angle) + 0.9 * drawing.smooth(rng, 4, SIZE) + rng.uniform(0, 2 * pitch)
     warp, weft = np.floor(u / pitch).astype(int), np.floor(v / pitch).astype(int)
     mask = np.zeros(x.shape, bool)
     row, column = flaw.integers(24, SIZE - 24, 2)  # where a defect of the threads is
@@ -95,13 +89,13 @@ def _weave(rng: np.random.Generator, flaw: np.random.Generator, defect: str) -> 
         )
     colour = np.where(over_warp[..., None], warp_colour, weft_colour)
     if defect == "hole":
-        distance = _irregular_distance(flaw, flaw.uniform(5.5, 9.0), wobble=0.22)
+        distance = drawing.irregular_distance(flaw, SIZE, flaw.uniform(5.5, 9.0), 0.22)
         hole, rim = distance < 0, (distance >= 0) & (distance < 2.2)
-        colour = np.where(hole[..., None], 0.14 + 0.03 * _smooth(flaw, 24)[..., None], colour)
+        colour = np.where(hole[..., None], 0.14 + 0.03 * drawing.smooth(flaw, 24, SIZE)[..., None], colour)
         colour = np.where(rim[..., None], colour * 0.8 + 0.12, colour)  # frayed fibres catch the light
         mask = hole | rim
     elif defect == "stain":
-        depth = np.clip(-_irregular_distance(flaw, flaw.uniform(9, 15), wobble=0.25) / 4.0, 0, 1)
+        depth = np.clip(-drawing.irregular_distance(flaw, SIZE, flaw.uniform(9, 15), 0.25) / 4.0, 0, 1)
         tint = np.array([0.52, 0.42, 0.26]) if flaw.random() < 0.5 else np.array([0.42, 0.45, 0.50])
         colour = colour * (1 - 0.85 * depth[..., None] * (1 - tint))
         mask = depth > 0.2
@@ -110,7 +104,7 @@ def _weave(rng: np.random.Generator, flaw: np.random.Generator, defect: str) -> 
 
 def _washer(rng: np.random.Generator, flaw: np.random.Generator, defect: str) -> tuple[np.ndarray, np.ndarray]:
     """Turned steel ring on a dark felt mat. Colour f32[h, w, 3] in [0, 1], mask."""
-    x, y = _grid()
+    x, y = drawing.grid(SIZE)
     centre = SIZE / 2 + rng.uniform(-4, 4, 2)
     dx, dy = x - centre[0], y - centre[1]
     radius, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
@@ -124,8 +118,8 @@ def _washer(rng: np.random.Generator, flaw: np.random.Generator, defect: str) ->
     if defect == "chip":  # a bite out of the rim
         where = flaw.uniform(0, 2 * np.pi)
         rim = outer + flaw.uniform(0.0, 1.5)
-        bite = _irregular_distance(
-            flaw, flaw.uniform(7.0, 10.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)])
+        bite = drawing.irregular_distance(
+            flaw, SIZE, flaw.uniform(7.0, 10.0), 0.25, centre + rim * np.array([np.cos(where), np.sin(where)])
         )
         mask |= (bite < 0) & (edge > 0)
         edge = np.minimum(edge, bite)
@@ -133,14 +127,16 @@ def _washer(rng: np.random.Generator, flaw: np.random.Generator, defect: str) ->
     lamp = rng.uniform(-0.5, 0.5)
     gloss = 0.5 + 0.5 * np.cos(2 * (angle - lamp))  # turned steel: two bright fans that follow the lamp
     turning = _stripes(rng, radius)
-    steel = 0.50 + 0.22 * gloss**2 + 0.035 * turning + 0.02 * _smooth(rng, 10)
+    steel = 0.50 + 0.22 * gloss**2 + 0.035 * turning + 0.02 * drawing.smooth(rng, 10, SIZE)
     bevel = np.clip(1 - np.maximum(edge, 0) / 3.5, 0, 1)
     steel = steel * (1 - 0.35 * bevel) + 0.30 * bevel * (0.5 + 0.5 * np.cos(angle + 2.2))
     colour = steel[..., None] * np.array([0.97, 1.0, 1.03])
     if defect == "rust":
-        distance = _irregular_distance(flaw, flaw.uniform(7, 11), 0.35, _on_ring(flaw, centre, inner + 8, outer - 8))
-        depth = np.clip(-distance / 3.0, 0, 1) * np.clip(0.85 + 0.5 * _smooth(flaw, 32), 0, 1)
-        brown = np.array([0.44, 0.27, 0.16]) * (1 + 0.25 * _smooth(flaw, 40))[..., None]
+        distance = drawing.irregular_distance(
+            flaw, SIZE, flaw.uniform(7, 11), 0.35, _on_ring(flaw, centre, inner + 8, outer - 8)
+        )
+        depth = np.clip(-distance / 3.0, 0, 1) * np.clip(0.85 + 0.5 * drawing.smooth(flaw, 32, SIZE), 0, 1)
+        brown = np.array([0.44, 0.27, 0.16]) * (1 + 0.25 * drawing.smooth(flaw, 40, SIZE))[..., None]
         colour = colour * (1 - depth[..., None]) + brown * depth[..., None]
         mask |= (distance < 0) & (edge > 0)
     elif defect == "scratch":
@@ -151,8 +147,8 @@ def _washer(rng: np.random.Generator, flaw: np.random.Generator, defect: str) ->
         heading_at = heading + bend * steps
         line = start + np.cumsum(np.stack([np.cos(heading_at), np.sin(heading_at)], 1), 0) * 0.5
         line -= line.mean(0) - start
-        distance = _distance_to(line)
-        bright, shadow = np.clip(1.7 - distance, 0, 1), np.clip(1.3 - _distance_to(line + 1.6), 0, 1)
+        distance = drawing.distance_to(line, SIZE)
+        bright, shadow = np.clip(1.7 - distance, 0, 1), np.clip(1.3 - drawing.distance_to(line + 1.6, SIZE), 0, 1)
         colour = colour * (1 - 0.45 * shadow[..., None])
         colour = colour + (0.98 - colour) * (0.95 * bright)[..., None]
         mask |= (distance < 2.0) & (edge > 0)
@@ -162,42 +158,14 @@ def _washer(rng: np.random.Generator, flaw: np.random.Generator, defect: str) ->
         while at < outer - flaw.uniform(-1, 8):  # a walk from the bore outwards
             points.append(centre + at * np.array([np.cos(where), np.sin(where)]))
             at, where = at + 0.7, where + flaw.normal(0, 1.1) / at
-        distance = _distance_to(np.array(points))
+        distance = drawing.distance_to(np.array(points), SIZE)
         depth = np.clip(1.6 - distance, 0, 1)
         colour = colour * (1 - 0.85 * depth[..., None])
         mask |= (distance < 2.0) & (edge > -0.5)
-    felt = 0.27 + 0.03 * _smooth(rng, 48) + 0.02 * _smooth(rng, 6)
+    felt = 0.27 + 0.03 * drawing.smooth(rng, 48, SIZE) + 0.02 * drawing.smooth(rng, 6, SIZE)
     shadow = np.clip(1 - (np.hypot(dx - 3, dy - 4) - outer) / 6, 0, 1) * 0.5
     mat = (felt * (1 - shadow))[..., None] * np.array([0.95, 1.0, 1.1])
     return colour * ring[..., None] + mat * (1 - ring[..., None]), mask
-
-
-def _photograph(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
-    """Uneven lighting, exposure, colour cast, slight blur and sensor noise; f32[h, w, 3] to u8."""
-    x, y = _grid()
-    slope = rng.uniform(-0.06, 0.06, 2)
-    light = 1 + slope[0] * (x / SIZE - 0.5) + slope[1] * (y / SIZE - 0.5) + 0.01 * _smooth(rng, 3)
-    exposure = rng.uniform(0.95, 1.05) * (1 + rng.uniform(-0.01, 0.01, 3))
-    values = colour * light[..., None] * exposure
-    soft = (values[:-2] + values[2:]) * 0.12 + values[1:-1] * 0.76
-    values[1:-1] = soft
-    soft = (values[:, :-2] + values[:, 2:]) * 0.12 + values[:, 1:-1] * 0.76
-    values[:, 1:-1] = soft
-    noise = rng.standard_normal(values.shape, np.float32) * (0.008 + 0.012 * np.sqrt(np.clip(values, 0, 1)))
-    return np.round(255 * np.clip(values + noise, 0, 1)).astype(np.uint8)
-
-
-def _grid() -> tuple[np.ndarray, np.ndarray]:
-    axis = np.arange(SIZE, dtype=np.float32)
-    return np.meshgrid(axis, axis)
-
-
-def _smooth(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """f32[h, w] smooth noise, about -1 .. 1, with `cells` random values per side."""
-    coarse = Image.fromarray(rng.uniform(-1, 1, (cells + 2, cells + 2)).astype(np.float32))
-    margin = 1.0 + rng.uniform(-0.5, 0.5)
-    box = (margin - 0.5, margin - 0.5, margin + cells - 1.0 + 0.5, margin + cells - 0.5)
-    return np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box))
 
 
 def _per_thread(rng: np.random.Generator, thread: np.ndarray) -> np.ndarray:
@@ -213,31 +181,6 @@ def _stripes(rng: np.random.Generator, along: np.ndarray) -> np.ndarray:
     return np.interp(along - first, np.arange(profile.size), profile)
 
 
-def _irregular_distance(rng, radius: float, wobble: float, centre: np.ndarray | None = None) -> np.ndarray:
-    """Roughly the distance to a wobbly closed curve, negative inside, pixels; a random place well inside by default."""
-    x, y = _grid()
-    if centre is None:
-        centre = rng.uniform(radius + 8, SIZE - radius - 8, 2)
-    dx, dy = x - centre[0], y - centre[1]
-    angle = np.arctan2(dy, dx)
-    edge = np.ones_like(angle)
-    for order in (2, 3, 5):
-        edge = edge + wobble / order * rng.uniform(0.4, 1.6) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
-    return np.hypot(dx, dy) - radius * edge
-
-
 def _on_ring(rng: np.random.Generator, centre: np.ndarray, smallest: float, largest: float) -> np.ndarray:
     where = rng.uniform(0, 2 * np.pi)
     return centre + rng.uniform(smallest, largest) * np.array([np.cos(where), np.sin(where)])
-
-
-def _distance_to(line: np.ndarray) -> np.ndarray:
-    """f[h, w]: pixels to the nearest of the points f[n, 2], computed near them only (far away: 99)."""
-    x, y = _grid()
-    distance = np.full(x.shape, 99.0)
-    low = np.clip(np.floor(line.min(0)) - 4, 0, SIZE).astype(int)
-    high = np.clip(np.ceil(line.max(0)) + 5, 0, SIZE).astype(int)
-    window = (slice(low[1], high[1]), slice(low[0], high[0]))
-    near = np.hypot(x[window][..., None] - line[:, 0], y[window][..., None] - line[:, 1])
-    distance[window] = near.min(-1)
-    return distance

@@ -6,8 +6,9 @@
 
 The file holds, for every category, the resized images of all splits with their masks, the splits, and for each stage
 whose feed has views a bank of `--bank` batches of these: the stage then sees those batches again and again. Feeds
-without views get the same batches as from the data set. Neither TensorFlow nor the data set is needed then, so this is
-also the way onto an accelerator machine that has only JAX.
+without views get the same batches as from the data set. With --config.data.joint=True there are banks of all categories
+together, too. Neither TensorFlow nor the data set is needed then, so this is also the way onto an accelerator machine
+that has only JAX.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from jaxad.data.archive import Writer
-    from jaxad.data.pipeline import Pipeline
+    from jaxad.data.pipeline import Graph
     from jaxad.types import Stage
 
 
@@ -59,36 +60,45 @@ def write(config: ConfigDict, path: str, *, stages: Sequence[str] = (), n_bank: 
     """
     import dataclasses
 
-    from jaxad.data import archive, pipeline
+    from jaxad.data import archive, joint, pipeline
 
     if config.data.source:
         raise UserError("data.source is set, which is a materialised file already; give --config.data.dataset and root")
     settings = {key: config.data[key] for key in archive.SETTINGS}
     header: dict[str, Any] = {"format": archive.FORMAT, "seed": config.seed, "settings": settings, "categories": {}}
+    opened = {category: pipeline.open(config, category) for category in pipeline.categories(config)}
+    together = joint.join(config, opened) if config.data.joint else None
     lines = []
     with archive.Writer(path) as writer:
-        for category in pipeline.categories(config):
-            data, before = pipeline.open(config, category), writer.size
+
+        def banks(data: Graph, joined: Sequence[str] = ()) -> dict[str, Any]:
+            made = {}
+            for stage in _with_views(config, data, stages) if n_bank > 0 else ():
+                before = writer.size
+                bank = made[stage.name] = _write_bank(writer, data, stage, config.seed, n_bank)
+                bank["feed"] |= {"categories": list(joined)} if joined else {}
+                lines.append(
+                    f"{data.spec.category}: stage {stage.name}: a bank of {bank['n']} batches of "
+                    f"{stage.feed.batch_size} ({_mb(writer.size - before)}); batch n is bank entry n mod {bank['n']}"
+                )
+            return made
+
+        for category, data in opened.items():
+            before = writer.size
             records = {split: data.records(split) for split in ("train", "holdout", "test")}
             for split in records:
                 _write_images(writer, data, split)
             n_images = sum(len(part) for part in records.values())
             lines.append(f"{category}: {n_images} images of {data.spec.image_size} px ({_mb(writer.size - before)})")
-            banks = {}
-            for stage in _with_views(config, data, stages) if n_bank > 0 else ():
-                before = writer.size
-                bank = banks[stage.name] = _write_bank(writer, data, stage, config.seed, n_bank)
-                lines.append(
-                    f"{category}: stage {stage.name}: a bank of {bank['n']} batches of {stage.feed.batch_size} "
-                    f"({_mb(writer.size - before)}); batch n is bank entry n mod {bank['n']}"
-                )
             header["categories"][category] = {
                 "spec": dataclasses.asdict(data.spec),
                 "notes": data.notes,
                 "manifest": data.manifest(),
                 "records": records,
-                "banks": banks,
+                "banks": banks(data),
             }
+        if together:
+            header["joint"] = banks(together, list(opened))
         writer.finish(header)
     return "\n".join([*lines, f"{path}: {_mb(os.path.getsize(path))}; use it with --config.data.source={path}"])
 
@@ -97,7 +107,7 @@ def _mb(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def _write_images(writer: Writer, data: Pipeline, split: str, at_once: int = 64) -> None:
+def _write_images(writer: Writer, data: Graph, split: str, at_once: int = 64) -> None:
     """The images of a split, and the masks of its anomalies."""
     from jaxad.data import archive
 
@@ -112,7 +122,7 @@ def _write_images(writer: Writer, data: Pipeline, split: str, at_once: int = 64)
         writer.add((f"{names[slot]}.mask", masks[slot]) for slot in labelled)
 
 
-def _with_views(config: ConfigDict, data: Pipeline, names: Sequence[str]) -> list[Stage]:
+def _with_views(config: ConfigDict, data: Graph, names: Sequence[str]) -> list[Stage]:
     """The stages of the config's method that ask for views; those called `names`, where any are."""
     from jaxad import methods
 
@@ -125,7 +135,7 @@ def _with_views(config: ConfigDict, data: Pipeline, names: Sequence[str]) -> lis
     return [stage for stage in stages.values() if stage.feed.views and (not names or stage.name in names)]
 
 
-def _write_bank(writer: Writer, data: Pipeline, stage: Stage, seed: int, n_bank: int) -> dict[str, Any]:
+def _write_bank(writer: Writer, data: Graph, stage: Stage, seed: int, n_bank: int) -> dict[str, Any]:
     """The views of the first batches of a stage; returns what the reader must know of them."""
     from jaxad.data import archive
 

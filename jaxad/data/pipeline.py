@@ -13,7 +13,7 @@ same batches come from NumPy alone; TensorFlow is imported when the first graph 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,68 @@ def open(config: ConfigDict, category: str) -> Data:
     return Pipeline(config, catalog.open_source(config, category))
 
 
-class Pipeline(store.Category):
-    """`jaxad.types.Data` over a `jaxad.data.catalog.Source`, by tf.data."""
+class Graph(store.Category):
+    """`jaxad.types.Data` whose batches are made by tf.data.
+
+    foreground: row of 'train' -> bool[H, W], where the image shows the object; UserError where the data do not say.
+    """
+
+    def __init__(self, contents: store.Contents, foreground: Callable[[int], np.ndarray]):
+        super().__init__(contents)
+        self._foreground = foreground
+
+    def foreground(self, i: int) -> np.ndarray:
+        """bool[H, W], where image `i` of the split 'train' shows the object; nowhere, for padding."""
+        if i >= len(self.records("train")):
+            return np.zeros((self.spec.image_size,) * 2, bool)
+        return self._foreground(i)
+
+    @functools.cached_property
+    def _positions(self) -> np.ndarray:
+        """i32[N], the position in `spec.kinds` of each row of 'train'. UserError where the data have no classes."""
+        if not self.spec.kinds:
+            raise UserError(
+                f"config.data.category={self.spec.category} has no classes: put the images of each class into a folder "
+                "of their own, or choose a recipe without labels"
+            )
+        position = {kind: i for i, kind in enumerate(self.spec.kinds)}
+        return np.array([position[record.kind] for record in self.records("train")], np.int32)
+
+    def batches(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int, rows: slice) -> Iterator[Batch]:
+        """NumPy batches n = start .. stop - 1, each only the `rows` of the global batch. See `jaxad.types.Data`.
+
+        Raises before the first batch: UserError for a view that cannot be built, ValueError for batches that the feed
+        does not have.
+        """
+        return self._iterate(feed, seed=seed, stage=stage, start=start, stop=stop, rows=rows, as_float=True)
+
+    def stored_batches(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int) -> Iterator[Batch]:
+        """`batches`, whole, with images (also those in views) still u8: what a materialised file holds."""
+        whole = slice(None)
+        return self._iterate(feed, seed=seed, stage=stage, start=start, stop=stop, rows=whole, as_float=False)
+
+    def _iterate(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int, rows: slice, as_float: bool):
+        from jaxad.data import graph
+
+        n_images = self.check(feed, start, stop)
+        fetch = self.fetcher(feed.split)
+        local = np.arange(feed.batch_size)[rows]
+
+        def read(n: int) -> tuple[Batch, list[np.ndarray]]:
+            index, valid = order.rows_of(feed, n_images, seed=seed, stage=stage, n=n)
+            seeds = [order.example_seeds(feed, view.name, seed=seed, stage=stage, n=n)[local] for view in feed.views]
+            return self.assemble(feed.split, fetch, index[local], valid[local]), seeds
+
+        others = None
+        if feed.views:
+            counts, same_split = self.counts("train"), feed.split.startswith("train")
+            others = graph.Others(self.fetcher("train"), *counts, same_split, self.foreground, lambda: self._positions)
+        shape = len(local), self.spec.image_size
+        return graph.batches(read, feed.views, start=start, stop=stop, shape=shape, others=others, as_float=as_float)
+
+
+class Pipeline(Graph):
+    """The images of a `jaxad.data.catalog.Source`, divided as `config.data` asks."""
 
     def __init__(self, config: ConfigDict, source: Any):
         from jaxad.data import images
@@ -94,21 +154,8 @@ class Pipeline(store.Category):
             return np.packbits(images.resize_mask(mask, *how))
 
         def foreground(i: int) -> np.ndarray:
-            if i >= len(rows["train"]):  # padding
-                return np.zeros((side, side), bool)
             return np.unpackbits(packed(i), count=side * side).reshape(side, side).astype(bool)
 
-        @functools.cache
-        def kinds() -> np.ndarray:
-            if not self.spec.kinds:
-                raise UserError(
-                    f"config.data.category={source.name} has no classes: put the images of each class into a folder of "
-                    "their own, or choose a recipe without labels"
-                )
-            position = {kind: i for i, kind in enumerate(self.spec.kinds)}
-            return np.array([position[row.record.kind] for row in rows["train"]], np.int32)
-
-        self._foreground, self._kinds = foreground, kinds
         anomalous = sum(row.record.label for row in parts.test)
         spec = DataSpec(
             dataset=data.dataset,
@@ -124,45 +171,9 @@ class Pipeline(store.Category):
         )
         records = {split: tuple(row.record for row in part) for split, part in rows.items()}
         counts = {split: len(part) for split, part in rows.items()}
-        super().__init__(
-            spec,
-            records,
-            store.stores_of(counts, side, load, data.memory_mb),
-            (*source.notes, *parts.notes),
-            {"dataset": data.dataset, "category": source.name, "seed": config.seed, **named, **parts.manifest()},
-        )
-
-    def batches(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int, rows: slice) -> Iterator[Batch]:
-        """NumPy batches n = start .. stop - 1, each only the `rows` of the global batch. See `jaxad.types.Data`.
-
-        Raises before the first batch: UserError for a view that cannot be built, ValueError for batches that the feed
-        does not have.
-        """
-        return self._iterate(feed, seed=seed, stage=stage, start=start, stop=stop, rows=rows, as_float=True)
-
-    def stored_batches(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int) -> Iterator[Batch]:
-        """`batches`, whole, with images (also those in views) still u8: what a materialised file holds."""
-        whole = slice(None)
-        return self._iterate(feed, seed=seed, stage=stage, start=start, stop=stop, rows=whole, as_float=False)
-
-    def _iterate(self, feed: Feed, *, seed: int, stage: str, start: int, stop: int, rows: slice, as_float: bool):
-        from jaxad.data import graph
-
-        n_images = self.check(feed, start, stop)
-        fetch = self.fetcher(feed.split)
-        local = np.arange(feed.batch_size)[rows]
-
-        def read(n: int) -> tuple[Batch, list[np.ndarray]]:
-            index, valid = order.rows_of(feed, n_images, seed=seed, stage=stage, n=n)
-            seeds = [order.example_seeds(feed, view.name, seed=seed, stage=stage, n=n)[local] for view in feed.views]
-            return self.assemble(feed.split, fetch, index[local], valid[local]), seeds
-
-        others = None
-        if feed.views:
-            counts, same_split = self.counts("train"), feed.split.startswith("train")
-            others = graph.Others(self.fetcher("train"), *counts, same_split, self._foreground, self._kinds)
-        shape = len(local), self.spec.image_size
-        return graph.batches(read, feed.views, start=start, stop=stop, shape=shape, others=others, as_float=as_float)
+        manifest = {"dataset": data.dataset, "category": source.name, "seed": config.seed, **named, **parts.manifest()}
+        stores = store.stores_of(counts, side, load, data.memory_mb)
+        super().__init__(store.Contents(spec, records, stores, (*source.notes, *parts.notes), manifest), foreground)
 
 
 def kinds_of(records: Iterable[Record]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,6 +113,19 @@ def stores_of(counts: Mapping[str, int], side: int, load: Callable[[str], Load],
     return {split: Store(n, side, load(split), limit if small else 0) for split, n in counts.items()}
 
 
+class Contents(NamedTuple):
+    """What is in a category; of its splits 'train', 'holdout' and 'test'.
+
+    manifest: the division as JSON-able paths: train, holdout, test, moved, removed; and the seed that drew it.
+    """
+
+    spec: DataSpec
+    records: Mapping[str, tuple[Record, ...]]
+    stores: Mapping[str, Store]
+    notes: tuple[str, ...]
+    manifest: Mapping[str, Any]
+
+
 class Category:
     """Half of `jaxad.types.Data`: everything but `batches`.
 
@@ -120,21 +133,15 @@ class Category:
     last, so an index means the same image in both.
     """
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        records: Mapping[str, tuple[Record, ...]],
-        stores: Mapping[str, Store],
-        notes: tuple[str, ...],
-        manifest: Mapping[str, Any],
-    ):
-        self.spec, self.notes = spec, notes
-        self._stores, self._manifest = {**stores, "train_normal": stores["train"]}, manifest
+    def __init__(self, contents: Contents):
+        records, stores = contents.records, contents.stores
+        self.spec, self.notes, self._manifest = contents.spec, contents.notes, contents.manifest
+        self._stores = {**stores, "train_normal": stores["train"]}
         self._records = {**records, "train_normal": tuple(r for r in records["train"] if not r.label)}
         self._labels = {split: np.array([r.label for r in rows], bool) for split, rows in self._records.items()}
 
     def manifest(self) -> dict[str, Any]:
-        """The division as JSON-able paths: train, holdout, test, moved, removed; and the seed that drew it."""
+        """That of the contents."""
         return dict(self._manifest)
 
     def records(self, split: str) -> tuple[Record, ...]:
@@ -145,9 +152,13 @@ class Category:
 
     def image(self, split: str, index: int) -> np.ndarray:
         """u8[H, W, 3], resized as the batches are."""
+        return self.load(split, index)[0]
+
+    def load(self, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(u8[H, W, 3], bool[H, W]), an image as the batches have it, and its mask."""
         if not 0 <= index < len(self.records(split)):
             raise IndexError(f"{split} has {len(self.records(split))} images, no row {index}")
-        return self._stores[split].load(index)[0]
+        return self._stores[split].load(index)
 
     def counts(self, split: str) -> tuple[int, int]:
         """(normal, anomalous) images of a split; the anomalous come last in the training splits."""

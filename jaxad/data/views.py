@@ -183,6 +183,8 @@ OPS: dict[str, Callable | str] = {
     "smooth_blend": "jaxad.data.synthesis.smooth_blend:smooth_blend",
     "spot_the_difference": "jaxad.data.synthesis.spot_the_difference:spot_the_difference",
     "flip_jitter": "jaxad.data.synthesis.flip_jitter:flip_jitter",
+    "triple": "jaxad.data.synthesis.triple:triple",
+    "pattern_pair": "jaxad.data.synthesis.pattern_pair:pattern_pair",
 }
 
 

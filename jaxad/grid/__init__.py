@@ -9,11 +9,13 @@ the grid was: finished cells are not run again, a cell that was stopped resumes.
 stop the others; the exit code is then 1.
 
 After every cell, WORKDIR/table.csv holds one row per finished cell and category, and WORKDIR/table.md one row per group
-and the cells not run.
+and the cells not run. A file that also says `study = Study(...)` and gives its cells labels has WORKDIR/study.csv and
+WORKDIR/study.png as well: the metrics over those labels. `--study` writes the two from what is finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import posixpath
@@ -30,8 +32,8 @@ class Cell(NamedTuple):
 
     name: also its folder under the workdir, e.g. 'screw/ours_r/0' · config: FILE or FILE:VARIANT · settings: {'seed':
     1, 'data.root': ...}, as --config.KEY=VALUE · group: the row of the table that it is averaged into; empty: its name
-    without the last part · note: free words, printed with that row. A setting may name what another cell has left as
-    '{workdir}/NAME'.
+    without the last part · note: free words, printed with that row · labels: {'texture': 'carpet', 'n': 4}, what a
+    `Study` sorts it by. A setting may name what another cell has left as '{workdir}/NAME'.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Cell(NamedTuple):
     settings: Mapping[str, Any]
     group: str = ""
     note: str = ""
+    labels: Mapping[str, Any] = {}
 
     @property
     def row(self) -> str:
@@ -58,30 +61,61 @@ class Cell(NamedTuple):
         return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in self.settings.items())]
 
 
+class Study(NamedTuple):
+    """What study.csv and study.png of a grid show; labels are those of its cells, or 'category'.
+
+    x: the label along the axis, in its order where all values are numbers · series: the label with a colour each ·
+    metrics: a panel each; 'facts/STAGE/NAME' is what a stage told of itself · xlabel: of the axis; empty: `x` ·
+    oracle: the label whose value with the largest first metric is marked in each series; it was chosen by looking at
+    test labels, and is called so; empty: none.
+    """
+
+    x: str
+    series: str
+    metrics: Sequence[str] = ("image_auroc", "pixel_auroc")
+    xlabel: str = ""
+    title: str = ""
+    oracle: str = ""
+
+
+def execute(path: str) -> dict[str, Any]:
+    """What a grid file defines, by name. Raises `UserError` for no such file and for an error inside it."""
+    if not os.path.isfile(path):
+        raise UserError(f"no grid file {path!r} (looked in {os.getcwd()})")
+    scope: dict[str, Any] = {"__name__": "grid_file", "__file__": os.path.abspath(path)}
+    with _errors_in(path), open(path, encoding="utf-8") as file:
+        exec(compile(file.read(), path, "exec"), scope)
+    return scope
+
+
+@contextlib.contextmanager
+def _errors_in(path: str) -> Iterator[None]:
+    """Any error becomes a UserError that names the line of the file `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        raise UserError(f"{path}{f':{lines[-1]}' if lines else ''}: {' '.join(str(error).split())}") from error
+
+
 def load(path: str, data: str = "", weights: str = "", workdir: str = "") -> list[Cell]:
     """The cells of a grid file, in its order; '{workdir}' in a setting becomes `workdir`.
 
     Raises:
       UserError: no such file, no `cells` in it, an error inside it, or cells that cannot stand beside each other.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"no grid file {path!r} (looked in {os.getcwd()})")
-    scope: dict[str, Any] = {"__name__": "grid_file", "__file__": os.path.abspath(path)}
-    try:
-        with open(path, encoding="utf-8") as file:
-            exec(compile(file.read(), path, "exec"), scope)
-        if "cells" not in scope:
-            raise UserError(f"{path} has no function cells(data, weights)")
+    scope = execute(path)
+    if "cells" not in scope:
+        raise UserError(f"{path} has no function cells(data, weights)")
+    with _errors_in(path):
         found = list(scope["cells"](data, weights))
-    except UserError:
-        raise
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        raise UserError(f"{path}{f':{lines[-1]}' if lines else ''}: {' '.join(str(error).split())}") from error
     cells = []
     for place, one in enumerate(found):
         # not isinstance(one, Cell): a plain tuple of the same is understood too
-        if not isinstance(one, tuple) or not 3 <= len(one) <= 5 or not isinstance(one[2], Mapping):
+        understood = isinstance(one, tuple) and 3 <= len(one) <= 6 and isinstance(one[2], Mapping)
+        if not understood or not all(isinstance(labels, Mapping) for labels in one[5:]):
             raise UserError(f"{path}: cells()[{place}] is not a Cell(name, config, settings)")
         name, config, settings, *rest = one
         settings = {

@@ -10,7 +10,7 @@ from absl import flags
 import jaxad.grid
 from jaxad.errors import UserError, exit_code
 from jaxad.flags import debug_asked
-from jaxad.grid import choose, load, runner
+from jaxad.grid import choose, load, runner, study
 from jaxad.grid.folder import Grid
 
 
@@ -28,7 +28,12 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = runner.COMM
             return
         cells = load(own.grid, own.data, own.weights, own.workdir)
         chosen = choose(cells, own.only)
-        grid = Grid(cells, own.workdir)
+        grid = Grid(cells, own.workdir, study.load(own.grid, cells))
+        if own.study:
+            if grid.study is None:
+                raise UserError(f"{own.grid} has no study; --study needs study = Study(...) in the file")
+            print(study.write(grid, grid.study))
+            return
         if own.list:
             runner.show(grid, chosen)
             return
@@ -47,6 +52,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues | None:
     flags.DEFINE_string("only", "", "run only cells whose name fits, e.g. 'screw/*'", flag_values=own)
     flags.DEFINE_float("minutes", None, "start no cell after that many minutes", lower_bound=0, flag_values=own)
     flags.DEFINE_bool("list", False, "print the cells, done or not, and run nothing", flag_values=own)
+    flags.DEFINE_bool("study", False, "write study.csv and study.png of what is finished, run nothing", flag_values=own)
     flags.DEFINE_bool("debug", False, "show a traceback when something fails", flag_values=own)
     if any(argument in ("--help", "-help", "-h", "--helpshort", "--helpfull") for argument in argv[1:]):
         print(jaxad.grid.__doc__.strip(), "\n\nflags:")

@@ -13,7 +13,7 @@ from absl import flags
 
 from jaxad.errors import UserError
 from jaxad.flags import parse
-from jaxad.grid import Cell
+from jaxad.grid import Cell, Study
 
 
 @dataclasses.dataclass
@@ -22,6 +22,7 @@ class Grid:
 
     cells: Sequence[Cell]
     workdir: str
+    study: Study | None = None
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # {name of a failed cell: its last line}
     finished: dict[str, dict] = dataclasses.field(default_factory=dict)  # {name: its results}, where known already
 

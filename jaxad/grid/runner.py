@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxad.errors import UserError
-from jaxad.grid import Cell, table
+from jaxad.grid import Cell, study, table
 from jaxad.grid.folder import Grid, resolved
 
 COMMAND = (sys.executable, "-m", "jaxad.main")
@@ -47,7 +47,7 @@ def run(grid: Grid, cells: Sequence[Cell], command: Sequence[str] = COMMAND, min
         except UserError as error:
             raise UserError(f"cell {cell.name!r}: {error}") from error
     began, late = time.monotonic(), []
-    table.write(grid)
+    _write(grid)
     for place, cell in enumerate(cells, 1):
         title = f"[{place}/{len(cells)}] {cell.name}"
         results = grid.results(cell)
@@ -71,13 +71,19 @@ def run(grid: Grid, cells: Sequence[Cell], command: Sequence[str] = COMMAND, min
         else:
             grid.failures[cell.name] = _last_line(grid.log(cell)) or f"exit code {code}"
             _say(f"{title}: failed after {spent}: {grid.failures[cell.name]} (all of it: {grid.log(cell)})")
-        table.write(grid)
+        _write(grid)
     done = sum(cell.name in grid.finished for cell in cells)
     _say(
         f"{done} of {len(cells)} cells done, {len(grid.failures)} failed, {len(late)} not started"
         f"; {os.path.join(grid.workdir, 'table.md')}"
     )
     return list(grid.failures)
+
+
+def _write(grid: Grid) -> None:
+    table.write(grid)
+    if grid.study is not None:
+        study.write(grid, grid.study)
 
 
 def _process(grid: Grid, cell: Cell, command: Sequence[str]) -> int:

@@ -48,7 +48,7 @@ def rows(grid: Grid) -> list[dict[str, Any]]:
             row |= {key: values.get(key) for key in (*METRICS, *PRETRAINED, *TIMES)}
             parts = {**(values.get("stages") or {}), "without_drawn": values.get("without_drawn")}
             for part, of_part in parts.items():
-                row |= {f"{part}/{key}": value for key, value in (of_part or {}).items() if _is_number(value)}
+                row |= {f"{part}/{key}": value for key, value in (of_part or {}).items() if is_number(value)}
             found.append(row | {"commit": results.get("commit", ""), "note": cell.note})
     return found
 
@@ -103,7 +103,7 @@ def _table(grid: Grid, rows: Sequence[dict], groups: Sequence[str], columns: Map
         own = [row for row in rows if row["group"] == group]
         if not own:
             continue
-        found = [_over_seeds(own, key) for key in columns]
+        found = [over_seeds(own, key) for key in columns]
         cells = [_value(key, values) for key, values in zip(columns, found, strict=True)]
         seeds = str(len({row["seed"] for row in own}))
         done = len({row["name"] for row in own})
@@ -114,7 +114,7 @@ def _table(grid: Grid, rows: Sequence[dict], groups: Sequence[str], columns: Map
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _over_seeds(rows: Iterable[dict], key: str) -> list[float]:
+def over_seeds(rows: Iterable[dict], key: str) -> list[float]:
     """One value per seed that has any: the mean over its rows."""
     seeds: dict[Any, list[float]] = {}
     for row in rows:
@@ -160,5 +160,6 @@ def numbers(results: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A number, or None where there is none."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

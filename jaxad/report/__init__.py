@@ -57,6 +57,8 @@ def category(
     *,
     fit_seconds: float,
     stages: Mapping[str, Mapping[str, float | None]] | None = None,
+    n_train: int | None = None,
+    facts: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> Entry:
     """Measures one category and draws its pictures.
 
@@ -68,6 +70,8 @@ def category(
       test: predictions of split 'test'.
       fit_seconds: wall time of training.
       stages: {stage: metrics after it}, where several stages predict.
+      n_train: training images; None: those of the category.
+      facts: {stage: what it says of itself}, of the stages that do.
 
     Raises:
       UserError: a file cannot be written; a rule or mode that does not exist.
@@ -80,7 +84,7 @@ def category(
     result = evaluate.category_result(
         test,
         limit,
-        n_train=spec.n_train,
+        n_train=spec.n_train if n_train is None else n_train,
         fit_seconds=fit_seconds,
         metrics_mode=config["eval"]["metrics"],
         seed=config["seed"],
@@ -90,6 +94,8 @@ def category(
         steps=steps,
         visa202=config["eval"]["visa202"],
     )
+    if facts:
+        result["facts"] = {stage: dict(values) for stage, values in facts.items()}
     paper = targets.of_run(config, spec.dataset, spec.category)
     if paper:
         result["paper"] = paper

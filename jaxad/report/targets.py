@@ -9,6 +9,9 @@ mean of a run stands beside the mean of the rows.
 patchcore, padim and two_class have the tables of the poster on SPD (Zou et al.): a number per pre-training of the
 backbone, which is the column ('sup': supervised, on ImageNet; 'simsiam+spd'), and averages alone.
 
+pattern_generation has one mean on MVTec AD; all else is of private data and stands there to be looked up. `table` 0 is
+a figure, named by the setting, and 'best_n' no percentage but the best number of patches per side.
+
 A run has targets where its data set is the paper's, under the paper's name for it. jax is not imported.
 """
 
@@ -16,11 +19,13 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from jaxad.report import columns
+from jaxad.report.columns import Column
 
 AVERAGE = "average"
 METRICS = {
@@ -30,28 +35,6 @@ METRICS = {
     "iou_max": "IoU",
     "image_aupr": "image AUPR",
     "pixel_aupr": "pixel AUPR",
-}
-N_REAL = 10  # real anomalies that train in "(r)"
-# Table 4 of siamese_unet: (attention, contrastive, deviation) -> (setting, column).
-_ABLATIONS = {
-    ("none", True, True): ("ablation_left", "wo_cpam"),
-    ("cpam", True, False): ("ablation_left", "wo_finetune"),
-    ("cpam", False, True): ("ablation_left", "wo_contrastive"),
-    ("cbam", True, False): ("ablation_right", "cbam"),
-}
-# anoseg's segmenter, Table 3: (hard_aug, adversarial, reconstruction, coords) -> column, without a detector.
-_SEGMENTERS = {
-    (False, False, False, False): "table3_base",
-    (True, False, False, False): "table3_hard",
-    (True, True, True, False): "table3_adversarial",
-    (True, True, True, True): "table3_coords",
-}
-# anoseg's detector, Table 5: (feature_matching, input_map, anomaly_cls) -> (setting, column), after a whole segmenter.
-_DETECTORS = {
-    (False, False, False): ("table5", "table5_base"),
-    (True, False, False): ("table5", "table5_feature_matching"),
-    (True, True, False): ("table5", "table5_input_map"),
-    (True, True, True): ("full", "anoseg"),  # its last row is the mean of Table 4
 }
 # The categories of a data set of which a paper prints averages only.
 _CATEGORIES = {
@@ -72,18 +55,6 @@ class Target(NamedTuple):
     metric: str
     value: float
     note: str
-
-
-class Column(NamedTuple):
-    """Which numbers a run is compared with.
-
-    source: the method whose file they are in · setting, method: as there · note: what the run does not share with them.
-    """
-
-    source: str
-    setting: str
-    method: str
-    note: str = ""
 
 
 @functools.cache
@@ -107,103 +78,9 @@ def column(config: Mapping[str, Any]) -> Column | None:
     >>> column({'method': 'patchcore', 'data': {}}) is None
     True
     """
-    method = config["method"]
-    setting = {0: "full", 16: "16_shot"}.get(config.get("data", {}).get("n_shot", 0))
-    if setting is None or "." in method:  # a module of the user's own may have a paper's name
-        return None
-    if method == "reverse_distillation":
-        return Column("siamese_unet", setting, "rd")  # its baseline
-    if method == "siamese_unet":
-        return _siamese_unet(config[method], config["data"], setting)
-    if method == "anoseg" and setting == "full":
-        return _anoseg(config[method])
-    if method in ("patchcore", "padim", "two_class") and setting == "full":
-        return _poster(config)
-    return None
-
-
-def _poster(config: Mapping[str, Any]) -> Column | None:
-    """The tables of the poster: 1 is of PatchCore, 2 of two classes, 3 the ablations."""
-    method, data, backbone = config["method"], config.get("data", {}), config.get("backbone", {}).get("name")
-    trained = _pretraining(config.get("backbone", {}))
-    if trained is None or data.get("n_anomalies"):
-        return None
-    name, note = trained
-    setting = None
-    if data.get("protocol", "one_class") == "one_class":
-        setting = {
-            ("patchcore", "wide_resnet50_2"): "full",
-            ("padim", "resnet50"): "ablation_resnet50",
-            ("padim", "wide_resnet50_2"): "ablation_wide_resnet50_2",
-        }.get((method, backbone))
-    elif (method, backbone, data["protocol"]) == ("two_class", "resnet50", "few_shot"):
-        setting = f"{data['k_shot']}_shot"
-        note = "; ".join(filter(None, (note, "a run is one draw of the images")))
-    printed = any((row.setting, row.method) == (setting, name) for row in read(method))
-    return Column(method, setting, name, note) if printed else None
-
-
-def _pretraining(backbone: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(column, note) of what a backbone, config.backbone of a run, was pre-trained with; None where nobody knows.
-
-    Of a run of spd: only one that began at random weights, and on ImageNet-1k or on a folder of images, which may be
-    it. Whether a table has the column is for the caller to see.
-    """
-    weights = backbone.get("weights", "")
-    if weights == "imagenet":
-        return "sup", ""
-    made = _pretraining_run(weights)
-    if made is None or made["backbone"]["name"] != backbone["name"] or made["backbone"]["weights"] != "random":
-        return None
-    data, own = made["data"], made["spd"]
-    if data["dataset"] == "images":
-        note = "pre-trained on a folder of images, the poster on ImageNet-1k"
-    elif data["dataset"] == "tfds" and data["category"].partition(":")[0] == "imagenet2012":
-        note = ""
-    else:
-        return None
-    base = "sup" if own["base"] == "supervised" else own["base"]
-    if not own["eta"]:
-        return base, note
-    usual = "xent" if base == "sup" else "cosine"
-    term = usual if own["term"] == "auto" else own["term"]
-    changes = [f"eta{float(own['eta'])}"] * (own["eta"] != 0.1)
-    changes += [own["local"]] * (own["local"] != "smooth_blend") + [term] * (term != usual)
-    return "_".join([f"{base}+spd", *changes]), note
-
-
-def _pretraining_run(weights: str) -> Mapping[str, Any] | None:
-    """The config of the run of spd whose workdir, or whose file WORKDIR/CATEGORY/backbone.safetensors, that is."""
-    path = pathlib.Path(weights).expanduser()
-    folder = path.parents[1] if path.name == "backbone.safetensors" else path
-    try:
-        made = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, IndexError):  # a name, or a file that came from elsewhere
-        return None
-    return made if isinstance(made, dict) and made.get("method") == "spd" else None
-
-
-def _siamese_unet(own: Mapping[str, Any], data: Mapping[str, Any], setting: str) -> Column | None:
-    real = own["anomalies"] == "real"
-    if real and data.get("n_anomalies") != N_REAL:
-        return None
-    parts = own.get("attention", "cpam"), own.get("contrastive", True), own.get("deviation", True)
-    if parts == ("cpam", True, True):
-        return Column("siamese_unet", setting, "ours_r" if real else "ours_s")
-    if parts in _ABLATIONS and real and setting == "full":
-        return Column("siamese_unet", *_ABLATIONS[parts])
-    return None
-
-
-def _anoseg(own: Mapping[str, Any]) -> Column | None:
-    detector = own["detector"]
-    segmenter = _SEGMENTERS.get(tuple(own[key] for key in ("hard_aug", "adversarial", "reconstruction", "coords")))
-    if not detector["enabled"]:
-        return Column("anoseg", "table3", segmenter) if segmenter else None
-    switches = tuple(detector[key] for key in ("feature_matching", "input_map", "anomaly_cls"))
-    if segmenter == "table3_coords" and switches in _DETECTORS:
-        return Column("anoseg", *_DETECTORS[switches])
-    return None
+    of = columns.of_config(config)
+    printed = of and any((row.setting, row.method) == (of.setting, of.method) for row in read(of.source))
+    return of if printed else None
 
 
 def beside(of: Column, dataset: str, categories: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from jaxad.data import demo
+from jaxad.data import demo, drawing
 from jaxad.errors import UserError
 
 
@@ -41,10 +41,10 @@ def test_masks_are_empty_exactly_on_normal_images_and_small_on_the_others(render
 
 def test_counts_and_types_are_those_of_the_listing(rendered):
     category, listing, _ = rendered
-    assert len(listing.splits["train"]) == demo.N_TRAIN
+    assert len(listing.splits["train"]) == drawing.N_TRAIN
     kinds = [sample.defect for sample in listing.splits["test"]]
-    assert kinds.count("good") == demo.N_TEST_GOOD
-    assert all(kinds.count(defect) == demo.N_PER_DEFECT for defect in demo.DEFECTS[category])
+    assert kinds.count("good") == drawing.N_TEST_GOOD
+    assert all(kinds.count(defect) == drawing.N_PER_DEFECT for defect in demo.DEFECTS[category])
     assert listing.has_masks and [s.path for s in listing.splits["test"]] == sorted(
         s.path for s in listing.splits["test"]
     )

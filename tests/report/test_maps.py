@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jaxad.decision import Threshold
-from jaxad.report import drawing, maps
+from jaxad.report import drawing, maps, overlays
 from jaxad.types import Predictions, Record
 
 LIMIT = Threshold(5.0, 4.0, 1.0, "quantile", 0.995, "holdout", 400)
-LEFT, TOP, STEP = 16 + 118, 92, maps.CELL + 5
+STEP = maps.CELL + maps.GAP
 
 
 def predictions(defects, value=0.5, size=32, **changes):
@@ -30,16 +30,23 @@ def grey(row):
 
 
 def tile(picture, row, column):
-    pixels = np.asarray(picture)
-    return pixels[TOP + row * STEP :, LEFT + column * STEP :][: maps.CELL, : maps.CELL]
+    """A tile of a sheet with one column in each group, and no pictures that are EXPECTED."""
+    top = maps.TOP + row * STEP + (0, 1, 1, 2, 3)[row] * maps.APART
+    left = maps.LEFT + column * (STEP + maps.APART)
+    return np.asarray(picture)[top : top + maps.CELL, left : left + maps.CELL]
 
 
-def test_defect_types_come_in_turn_then_two_normal_images():
-    found = predictions(["good"] * 3 + ["dent"] * 5 + ["crack"] * 2 + ["scratch"])
-    names = [found.records[row].defect for row in maps.choose(found)]
-    assert names == ["crack", "dent", "scratch", "crack", "dent", "dent", "good", "good"]
-    assert maps.choose(predictions(["good"] * 5)) == [0, 1]
-    assert maps.choose(predictions(["dent"] * 12)) == list(range(8))
+def height_of(rows, groups):
+    return maps.TOP + rows * STEP + (groups - 1) * maps.APART - maps.GAP + maps.MARGIN
+
+
+def test_the_images_are_those_of_the_overlays_grouped_by_outcome():
+    defects = ["good"] * 4 + ["dent"] * 5 + ["crack"] * 2
+    found = predictions(defects, scores=np.array([1, 2, 7, 8, 3, 6, 7, 8, 9, 4, 6], np.float32))
+    chosen = maps.choose(found, LIMIT)
+    assert list(chosen.items()) == [("miss", [4, 9]), ("false_alarm", [3, 2]), ("hit", [10, 8, 7]), ("pass", [1])]
+    assert sorted(sum(chosen.values(), [])) == sorted(overlays.choose(found, LIMIT, maps.COLUMNS))
+    assert [len(rows) for rows in maps.choose(predictions(["good"] * 9), LIMIT).values()] == [maps.COLUMNS]
 
 
 def test_the_map_is_grey_on_its_own_scale_whatever_else_is_in_it():
@@ -64,7 +71,7 @@ def test_rows_are_image_mask_map_and_every_picture_of_the_method():
     pictures = {name: np.full((2, 16, 16, 3), level, np.uint8) for name, level in (("rebuilt", 200), ("image", 90))}
     found = predictions(["dent", "good"], extras={**pictures, "score": np.zeros(2, np.float32)})
     picture = maps.sheet("cat", found, LIMIT, grey)
-    assert picture.size[1] == TOP + 5 * STEP - 5 + 16
+    assert picture.size[1] == height_of(5, groups=4)
     assert (tile(picture, 0, 0) == 40).all() and (tile(picture, 0, 1) == 41).all()
     truth = tile(picture, 1, 0)
     assert (truth[:, : maps.CELL // 2] == 255).all() and (truth[:, maps.CELL // 2 :] == 0).all()
@@ -82,11 +89,11 @@ def test_an_anomaly_that_nobody_drew_is_not_shown_as_normal():
 @pytest.mark.parametrize("defects", [["good"], ["dent"], ["a very long name of a defect " * 3] * 9])
 def test_any_mix_of_images_has_a_sheet_that_is_wide_enough_for_its_title(defects):
     picture = maps.sheet("category " * 40, predictions(defects), LIMIT, grey)
-    assert picture.size[0] > 600 and picture.size[1] == TOP + 3 * STEP - 5 + 16
+    assert picture.size[0] > 600 and picture.size[1] == height_of(3, groups=2)
 
 
 def test_maps_that_are_not_square_keep_their_shape():
     found = predictions(["dent"])
     wide = dataclasses.replace(found, maps=found.maps[:, :16], masks=found.masks[:, :16])
     picture = maps.sheet("cat", wide, LIMIT, lambda row: np.zeros((16, 32, 3), np.uint8))
-    assert picture.size[1] == TOP + 3 * (maps.CELL // 2 + 5) - 5 + 16
+    assert picture.size[1] == height_of(3, groups=2) - 3 * maps.CELL // 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -255,6 +256,64 @@ def test_the_posters_numbers_stand_beside_the_mean_of_all_categories_only(tmp_pa
     assert targets.of_mean(few, VISA)["note"] == "a run is one draw of the images"
 
 
+def pattern_generation(**changes):
+    """The keys of a run that its column depends on."""
+    own = {"generator": "swin", "combine": "min", "compare": {"enabled": True}, **changes}
+    return {**config("pattern_generation", n_anomalies=0), "pattern_generation": own}
+
+
+def test_pattern_generation_has_one_number_of_public_data_and_says_of_all_others_that_they_are_not():
+    rows = targets.read("pattern_generation")
+    assert len({row[:6] for row in rows}) == len(rows) == 2 + 8 + 8 + 2
+    assert {t.category for t in rows} == {"average"}
+    public = [t for t in rows if not t.note.startswith("private data; ")]
+    assert {(t.table, t.dataset, t.setting, t.method) for t in public} == {(1, "mvtec_ad", "full", "ours")}
+    pairs = {(t.dataset, t.setting, t.method) for t in rows if t.note == "private data; pair order inferred"}
+    assert pairs == {
+        *(("cloth2", f"trained_on_cloth{n}", method) for n in (1, 2) for method in ("patchcore", "ours")),
+        *((f"cloth_texture{n}", "table3", method) for n in (1, 2) for method in ("cyclegan", "ours")),
+    }
+    figure = {t.dataset: t.value for t in rows if (t.table, t.setting, t.metric) == (0, "fig8", "best_n")}
+    assert figure == {"cloth_texture1": 4, "cloth_texture2": 7}
+    assert all(t.metric in targets.METRICS for t in rows if t.table)
+
+
+def test_the_mean_of_pattern_generation_stands_beside_all_categories_and_is_told_to_be_unverified(tmp_path):
+    classes = sorted({t.category for t in ANOSEG} - {"average"})
+    run = pattern_generation()
+    found = targets.of_mean(run, classes)
+    assert (found["image_auroc"], found["pixel_auroc"], found["table"]) == (0.998, 0.987, 1)
+    assert found["note"].startswith("unverified: ")
+    assert targets.of_mean(run, classes[1:]) is None and targets.of_run(run, "mvtec_ad", "carpet") is None
+    assert targets.of_mean({**run, "data": {"dataset": "folder"}}, classes) is None
+    results = finished(tmp_path, run, classes)
+    (told,) = (line for line in tables.footnotes(results) if line.startswith("mean: "))
+    assert "the paper's 0.998; pixel AUROC 0.5000, the paper's 0.987 (Table 1, ours; unverified: " in told
+    assert "mean: paper: unverified: " in command.text({"r": command.read(str(tmp_path))})
+
+
+def test_only_the_whole_system_is_compared_with_pattern_generations_mean():
+    ours = Column("pattern_generation", "full", "ours")
+    assert targets.column(pattern_generation()) == targets.column(pattern_generation(combine="max")) == ours
+    for changes in (
+        {"generator": "cyclegan_resnet6"},
+        {"generator": "copy_near"},
+        {"compare": {"enabled": False}},
+        {"combine": "single_lr"},
+    ):
+        assert targets.column(pattern_generation(**changes)) is None
+    for data in ({"n_anomalies": 3}, {"n_shot": 5}):
+        assert targets.column({**pattern_generation(), "data": data}) is None
+
+
+def test_the_ablations_of_pattern_generation_that_lack_a_part_of_the_system_have_no_column():
+    file = f"{ROOT}/configs/ablations.py"
+    rows = runpy.run_path(file)["ROWS"]["pattern_generation"]
+    alone = {name for name in rows if not targets.column(load(f"{file}:pattern_generation/{name}").to_dict())}
+    parts = {"table3_cnn", "table3_cnn_matched", "no_generator", "no_comparison"}
+    assert alone == parts | {"lr_only", "rl_only"}
+
+
 def test_printed_averages_of_anoseg_are_those_of_their_rows_except_the_one_that_a_note_tells():
     slips = {}
     for table, metric in ((1, "pixel_auroc"), (4, "image_auroc")):
@@ -293,6 +352,7 @@ def test_printed_averages_of_anoseg_are_those_of_their_rows_except_the_one_that_
         ("anoseg", 4, "cutpaste", "image_auroc", "leather", 100.0),
         ("anoseg", 4, "anoseg", "image_auroc", "metal_nut", 95.0),
         ("anoseg", 5, "table5_input_map", "image_auroc", "average", 94.3),
+        ("pattern_generation", 1, "ours", "image_auroc", "average", 99.8),
     ],
 )
 def test_single_cells_are_those_of_the_paper(source, table, method, metric, category, value):
@@ -387,9 +447,15 @@ def test_a_run_of_anoseg_is_compared_with_the_row_of_its_switches_or_with_none(g
         ("padim", "mvtec_ad", "ablation_resnet50", "simsiam+spd_cutpaste", "pixel_auroc", 91.3),
         ("padim", "visa", "ablation_resnet50", "simsiam+spd_xent", "pixel_aupr", 2.7),
         ("padim", "mvtec_ad", "ablation_wide_resnet50_2", "simsiam+spd", "image_aupr", 93.4),
+        ("pattern_generation", "cloth2", "trained_on_cloth1", "patchcore", "image_auroc", 42.2),
+        ("pattern_generation", "cloth2", "trained_on_cloth2", "patchcore", "pixel_auroc", 82.6),
+        ("pattern_generation", "cloth2", "trained_on_cloth1", "ours", "pixel_auroc", 92.0),
+        ("pattern_generation", "cloth_texture1", "table3", "cyclegan", "pixel_auroc", 92.9),
+        ("pattern_generation", "cloth_texture2", "table3", "cyclegan", "image_auroc", 92.0),
+        ("pattern_generation", "cloth_texture2", "table3", "ours", "image_auroc", 98.4),
     ],
 )
-def test_single_cells_are_those_of_the_poster(source, dataset, setting, method, metric, value):
+def test_single_cells_of_a_setting_are_those_printed(source, dataset, setting, method, metric, value):
     rows = targets.read(source)
     cells = [t.value for t in rows if (t.dataset, t.setting, t.method, t.metric) == (dataset, setting, method, metric)]
     assert cells == [value]
@@ -471,7 +537,7 @@ def test_the_file_is_found_in_a_clone_and_in_a_wheel(tmp_path, monkeypatch):
     monkeypatch.undo()
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
     found = {str(path.relative_to(ROOT)) for path in ROOT.glob(shipped["share/jaxad/targets"][0])}
-    names = ("anoseg", "siamese_unet", "patchcore", "padim", "two_class")
+    names = ("anoseg", "siamese_unet", "patchcore", "padim", "two_class", "pattern_generation")
     assert found >= {f"configs/targets/{name}.csv" for name in names}
 
 

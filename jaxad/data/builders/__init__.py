@@ -20,10 +20,11 @@ from jaxad.data.builders.folder import Folder, FolderConfig
 from jaxad.data.builders.images import Images
 from jaxad.data.builders.mvtec_3d_ad import Mvtec3dAd
 from jaxad.data.builders.mvtec_ad import MvtecAd
+from jaxad.data.builders.periodic import Periodic
 from jaxad.data.builders.visa import Visa
 
 BUILDERS: dict[str, type[AnomalyBuilder]] = {
-    builder.name: builder for builder in (Demo, Folder, MvtecAd, Mvtec3dAd, Visa, Btad, Images)
+    builder.name: builder for builder in (Demo, Folder, MvtecAd, Mvtec3dAd, Visa, Btad, Images, Periodic)
 }
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "Images",
     "Mvtec3dAd",
     "MvtecAd",
+    "Periodic",
     "Visa",
 ]
