@@ -8,7 +8,7 @@ Variants, joined by '+':
   pretrain    the generator alone, on any folder of images; --config.start.run=ITS_WORKDIR
               --config.start.category=ITS_CATEGORY --config.start.stage=pretrain goes on from it
   as_printed  eq. 4 and the numbering of the patches as the paper prints them
-  small       a shallower network on 128 pixels and generated images, for two cores
+  small       128 pixels, a token per 2 x 2 of them, a narrower comparison network; generated images, for two cores
 
 Departure: every image of a category is its own, while the paper sorts textures by their size first; n_select=nmse finds
 the number of patches for a category, on normal images. Optimisers and lengths are not in the paper: they are those of
@@ -62,13 +62,11 @@ def get_config(variant: str = ""):
         own.train_n = (4,)
         own.swin.embed_stride = 2
         own.swin.window = 8
-        own.swin.enc_depths = (2, 2, 2, 2)
-        own.swin.dec_depths = (2, 2, 2, 2)
         own.compare.widths = (32, 64, 128)
         own.compare.batch_size = 32
         config.optim.lr = 1e-3
         config.optim.warmup = 20
-        config.train.steps.pretrain = 1000
-        config.train.steps.generate = 1000
-        config.train.steps.compare = 400
+        config.train.steps.pretrain = 600
+        config.train.steps.generate = 600
+        config.train.steps.compare = 300
     return config

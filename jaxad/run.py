@@ -135,7 +135,7 @@ def _pretrained(folder: str, log: Log, stage: Stage, state: TrainState, judge: J
 
 def _facts(log: Log, stage: Stage, state: TrainState) -> dict[str, float | None]:
     """What a finished stage says of itself, logged; None for what is no number."""
-    told = {name: float(value) for name, value in sharding.to_host(dict(jax.jit(stage.facts)(state))).items()}
+    told = {name: float(sharding.to_host(value)) for name, value in stage.facts(state).items()}
     told = {name: value if np.isfinite(value) else None for name, value in told.items()}
     _log(log, "facts", stage, state, told)
     return told

@@ -2,8 +2,8 @@
 
 Source: Huang et al., "Unsupervised Industrial Anomaly Detection via Pattern Generative and Contrastive Networks",
 section III-B and fig. 3, after the pseudo-siamese network of Zagoruyko and Komodakis 2015, arXiv:1504.03641. The paper
-gives the order of the layers, which of them are shared, and that a mask is a quarter as large as its patch: only the two
-poolings have a stride. Kernel sizes are those of the pseudo-siamese network; the widths are chosen.
+gives the order of the layers, which of them are shared, and that a mask is a quarter as large as its patch, so only the
+two poolings have a stride. Kernel sizes are those of the pseudo-siamese network; the widths are chosen.
 
 Convolutions that a BatchNorm follows have no bias. The last layers are computed in float32 whatever the dtype, for
 scores that are rounded to bfloat16 rank patches with ties.

@@ -17,11 +17,12 @@ from flax import linen as nn
 
 from jaxad.errors import Checks
 from jaxad.models.swin import (
+    Linear,
     PatchExpanding,
     PatchMerging,
     SwinBlock,
-    dense,
     depth_to_space,
+    gelu,
     layer_norm,
     space_to_depth,
 )
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array, train: bool = False) -> list[Array]:
-        x = dense(self.embed_dim, self.dtype, name="embed")(space_to_depth(patches, self.embed_stride))
+        x = Linear(self.embed_dim, self.dtype, name="embed")(space_to_depth(patches, self.embed_stride))
         x = layer_norm(self.dtype, name="embed_norm")(x)
         features = []
         for i, rates in enumerate(_rates(self.drop_path, self.depths)):
@@ -114,7 +115,7 @@ class PatternGenerator(nn.Module):
         second = first if self.share_encoders else Encoder(*shared, self.dtype, self.remat, name="encoder2")
         stages = self._decode(first(far, train), second(near, train), train)
         x = self._fuse(stages)
-        x = dense(3 * self.embed_stride**2, jnp.float32, name="pixels")(x.astype(jnp.float32))
+        x = Linear(3 * self.embed_stride**2, jnp.float32, name="pixels")(x.astype(jnp.float32))
         return depth_to_space(x, self.embed_stride)
 
     def _decode(self, first: list[Array], second: list[Array], train: bool) -> list[Array]:
@@ -127,7 +128,7 @@ class PatternGenerator(nn.Module):
                 x = PatchExpanding(first[skip].shape[1:3], self.dtype, name=f"expand{i}")(x)
             else:  # eq. 3, its indices lost in the text: the only features of 3C channels in all
                 joined = jnp.concatenate([first[0], second[0], x], axis=-1)
-                x = dense(self.embed_dim, self.dtype, name="join")(joined)
+                x = Linear(self.embed_dim, self.dtype, name="join")(joined)
             x = Stage(self.heads[skip], self.window, own, self.dtype, self.remat, name=f"decode{i}")(x, train)
             found.append(x)
             if i < STAGES - 1:
@@ -141,10 +142,10 @@ class PatternGenerator(nn.Module):
         for i, x in enumerate(stages, 1):
             if self.head_norm:
                 x = layer_norm(self.dtype, name=f"head_norm{i}")(x)
-            x = dense(self.embed_dim, self.dtype, name=f"lateral{i}")(x)
+            x = Linear(self.embed_dim, self.dtype, name=f"lateral{i}")(x)
             parts.append(jax.image.resize(x, (x.shape[0], *grid, x.shape[3]), "bilinear").astype(x.dtype))
-        x = dense(STAGES * self.embed_dim, self.dtype, name="fuse")(jnp.concatenate(parts, axis=-1))
-        return nn.gelu(x, approximate=False)
+        x = Linear(STAGES * self.embed_dim, self.dtype, name="fuse")(jnp.concatenate(parts, axis=-1))
+        return gelu(x)
 
 
 def check(options: Any) -> None:

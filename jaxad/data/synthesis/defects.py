@@ -32,7 +32,8 @@ AREA, ASPECT = (0.02, 0.15), 0.3  # of a rectangle: share of the image, and heig
 JITTER = augment.Strengths(0.1, 0.1, 0.1, 0.1)  # of what is pasted
 SHRUNK, SMALLEST = 0.5, 0.1  # share of the draws whose area shrinks, log-uniformly, and to what at least
 ABOVE = 0.5  # of Perlin noise: where a blob is
-OPACITY = (0.2, 1.0)
+OPACITY = (0.2, 1.0)  # of what shows through it
+TINT = (0.25, 0.75)  # of a colour that lies over another normal image
 VISIBLE, AROUND = 6, 7  # grey levels, mean over R, G and B and 7 x 7 pixels of a defect, above which a change is seen
 TEXTURES = 64  # images of a folder that are used; a constant of the graph
 DRAWS = 3 + cutpaste.GEOMETRY_DRAWS + augment.COLOUR_DRAWS
@@ -53,14 +54,20 @@ class Defect(NamedTuple):
     excess: tf.Tensor
 
 
-def defect(image: tf.Tensor, material: Material, seed: tf.Tensor, kind: tf.Tensor | float) -> Defect:
+def defect(image: tf.Tensor, material: Material, seed: tf.Tensor, kind: tf.Tensor) -> Defect:
     """The image with a defect; its own, bit for bit, outside the mask, which is empty where nothing visible was drawn.
 
     image: f32[S, S, 3] in [0, 1], on 256 levels · material: what shows through blobs, see `materials` · kind: f32[] in
     [0, 1), blobs in its first third, a scar in the second, a rectangle in the last.
+    UserError, when the graph is built, for images of fewer pixels than a scar needs.
     """
     import tensorflow as tf
 
+    if image.shape[0] < cutpaste.SMALLEST_IMAGE:
+        raise UserError(
+            f"defects need images of {cutpaste.SMALLEST_IMAGE} pixels or more, these have {image.shape[0]}; raise "
+            "config.data.image_size"
+        )
     uniform = tf.random.stateless_uniform((DRAWS,), seed)
     smaller, by, opacity = tf.unstack(uniform[:3])
     before = to_uint8(image)
@@ -130,34 +137,34 @@ def summed(values: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def materials(image: tf.Tensor, context: Context, folder: str) -> Material:
-    """What shows through blobs: a texture of the folder, or, where it is '', another normal image or a colour.
+    """What shows through the blobs of an image: a texture of the folder; where it is '', another normal image or a
+    colour, as likely, and a colour alone where there is no other image.
 
     UserError where the folder holds no images.
     """
     import tensorflow as tf
 
-    side = image.shape[0]
-    stock = textures(folder, side) if folder else None
     colourless = tf.reduce_all(image[..., :1] == image[..., 1:])
 
     def other(seed):
         return recoloured(context.draw(tf.random.fold_in(seed, 0)), tf.random.fold_in(seed, 1))
 
     def flat(seed):
-        return tf.broadcast_to(tf.random.stateless_uniform((3,), seed), image.shape)
+        return tf.broadcast_to(tf.random.stateless_uniform((3,), tf.random.fold_in(seed, 0)), image.shape)
+
+    def either(seed):
+        share = tf.random.stateless_uniform((), tf.random.fold_in(seed, 2))
+        return tf.cond(share < 0.5, lambda: other(seed), lambda: flat(seed))
 
     def texture(seed):
-        row = tf.random.stateless_uniform((), tf.random.fold_in(seed, 0), 0, len(stock), tf.int32)
-        return augment.hard_augment(to_float(tf.gather(tf.constant(stock), row)), tf.random.fold_in(seed, 1))
+        row = tf.random.stateless_uniform((), tf.random.fold_in(seed, 0), 0, stock.shape[0], tf.int32)
+        return augment.hard_augment(to_float(tf.gather(stock, row)), tf.random.fold_in(seed, 1))
+
+    stock = tf.constant(textures(folder, image.shape[0])) if folder else None
+    draw = texture if folder else either if context.n_normal > 1 else flat
 
     def material(seed):
-        if stock is not None:
-            drawn = texture(seed)
-        elif context.n_normal < 2:
-            drawn = flat(seed)
-        else:
-            here = tf.random.fold_in(seed, 2)
-            drawn = tf.cond(tf.random.stateless_uniform((), here) < 0.5, lambda: other(seed), lambda: flat(seed))
+        drawn = draw(seed)
         return tf.where(colourless, tf.reduce_mean(drawn, axis=-1, keepdims=True), drawn)
 
     return material
@@ -168,8 +175,8 @@ def recoloured(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     moved = augment.hard_augment(image, seed, probability=1.0)
-    share, *colour = tf.unstack(tf.random.stateless_uniform((4,), tf.random.fold_in(seed, 0), 0.25, 1.0))
-    return moved + 0.5 * share * (tf.stack(colour) - moved)
+    uniform = tf.random.stateless_uniform((4,), tf.random.fold_in(seed, 0))
+    return moved + (TINT[0] + (TINT[1] - TINT[0]) * uniform[3]) * (uniform[:3] - moved)
 
 
 @functools.lru_cache(maxsize=1)

@@ -73,16 +73,17 @@ def pattern_pair(
     whole triple is, its far and near without defects where there are such · clean .. wrong: how likely each kind is,
     relative to the others · textures: a folder, see `defects.materials`.
 
-    A patch has a defect where LEAST of its pixels have. Where no patch has after TRIES draws, and where nothing from
-    elsewhere looked different, the pair is a clean one.
-    UserError, when the graph is built, for other options, and for a training split without labelled anomalies.
+    A patch has a defect where LEAST of its pixels have, and where it is seen, see `defects.Defect`. Where none of TRIES
+    draws gives a pair of its kind, it is a clean one.
+    UserError, when the graph is built, for other options, for images that are too small to draw defects on, and for
+    source='labelled' where training has no anomalies.
     """
     import tensorflow as tf
 
     shares = _shares({"clean": clean, "hard": hard, "defect": defect, "context": context, "wrong": wrong})
     one_of("pattern_pair", "source", source, SOURCES)
     partitions = Partitions.of("pattern_pair", image, n, patch, coverage)
-    lines, touched = _nearest(partitions, image.shape[0])
+    lines, shown = _nearest(partitions, image.shape[0])
     for_pair, for_draws, for_hard = (tf.random.fold_in(seed, k) for k in range(3))
 
     uniform = tf.random.stateless_uniform((4,), for_pair)
@@ -97,7 +98,7 @@ def pattern_pair(
             anomaly = _labelled(data)
         else:
             anomaly = _synthetic(image, plain, defects.materials(image, data, textures), uniform[3])
-        counts = tf.gather(touched, partition.index)
+        counts = tf.gather(shown, partition.index)
         draws.append(lambda seed: _anomalous(*anomaly(seed), kind, partition, counts, source == "labelled", seed))
     if wrong:
         draws.append(lambda seed: _wrong(data, clean_pair, partition, seed))
@@ -184,11 +185,10 @@ def _anomalous(
     # f32[2, N, N], exact sums over the patches: every line counts as often as it is shown, along both axes.
     sums = tf.stack([tf.cast(after.mask, tf.float32), tf.cast(after.excess, tf.float32)])
     sums = tf.matmul(tf.matmul(counts, sums), counts, transpose_b=True)
-    numbers = partition.rows[:, :3]
-    sums = tf.gather_nd(
-        tf.transpose(sums, (1, 2, 0)), tf.stack([numbers // partition.n, numbers % partition.n], axis=-1)
-    )
-    any_at_all, has = sums[..., 0] > 0.0, (sums[..., 0] >= LEAST) & (sums[..., 1] > 0.0)
+    patches = partition.rows[:, :3]
+    patches = tf.stack([patches // partition.n, patches % partition.n], axis=-1)
+    pixels, excess = (tf.gather_nd(of, patches) for of in tf.unstack(sums))
+    touched, has = pixels > 0.0, (pixels >= LEAST) & (excess > 0.0)
     is_context = kind == CONTEXT
     possible = tf.where(is_context, has[:, 0] | has[:, 1], has[:, 2])
     order = tf.random.stateless_uniform(tf.shape(possible), tf.random.fold_in(seed, 3))
