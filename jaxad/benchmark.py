@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _without_data(config: ConfigDict) -> None:
     """Nothing on disk is read, so nothing needs to be there."""
     config.data.root, config.data.source, config.backbone.weights = os.curdir, "", "random"
-    config.start.run = config.start.stage = ""
+    config.start.run = config.start.stage = config.start.category = ""
 
 
 def _check(precisions: Sequence[str], path: str | None) -> None:

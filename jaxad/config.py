@@ -144,6 +144,8 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "mesh.platform", ("", "cpu", "gpu", "tpu"))
     if bool(config.start.run) != bool(config.start.stage):
         raise UserError("config.start needs both run=WORKDIR and stage=NAME, the last stage to take from it")
+    if config.start.category and not config.start.run:
+        raise UserError(f"config.start.category={config.start.category!r} needs start.run=WORKDIR, the run that has it")
     data = config.data
     if data.source:
         if not os.path.isfile(data.source):

@@ -138,8 +138,6 @@ def plan(config: ConfigDict, workdir: str, stages: Stages, spec: DataSpec) -> tu
     ]
     start, category = config.start, config.start.category or spec.category
     if not start.run:
-        if start.category:
-            raise UserError(f"config.start.category={category!r} needs start.run=WORKDIR, the run that has it")
         return tuple(own)
     n = _check_start(config, category, [planned.stage.name for planned in own])
     folder = os.path.join(start.run, category)

@@ -34,6 +34,9 @@ def tiny(method, devices=1):
     if "simsiam" in configs.section(made):
         configs.section(made).simsiam.dim, configs.section(made).simsiam.predictor_dim = 32, 8
         configs.section(made).eta = 0.0  # half of the program; its term is tests/methods/test_spd.py's
+    if "swin" in configs.section(made):  # its own programs compile for a minute: tests/models/test_pattern_generator.py
+        configs.section(made).update({"generator": "cyclegan_resnet6", "train_n": (4,), "cnn": {"width": 2}})
+        configs.section(made).compare.update({"widths": (2, 4, 4), "batch_size": 8})
     for stage in made.train.steps:
         made.train.steps[stage] = 2
     return made

@@ -99,6 +99,7 @@ def test_a_broken_file_names_its_line(file):
         ("--config.method=patchcore", "configs/patchcore.py"),
         ("--config.method=no.such.module", "section"),
         ("--config.data.source=none.zip", "materialize"),
+        ("--config.start.category=screw", "needs start.run=WORKDIR"),
     ],
 )
 def test_bad_values_are_one_line(file, argument, says):

@@ -180,7 +180,6 @@ def test_a_model_of_one_category_is_judged_on_another_of_another_size(tmp_path):
         (dict(category="screw"), "no finished stage 'learn' of screw .*set config.start.category to one .*: bolt"),
         (dict(category=""), "no finished stage 'learn' of nut .*set config.start.category to one .*: bolt"),
         (dict(stage="fid"), "'fid' is not a stage of colours: learn, measure, fit"),
-        (dict(run="", stage=""), "config.start.category='bolt' needs start.run=WORKDIR"),
     ):
         wrong = config("nut", start={**made.start, **start})
         with pytest.raises(UserError, match=says) as error:

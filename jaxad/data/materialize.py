@@ -6,9 +6,9 @@
 
 The file holds, for every category, the resized images of all splits with their masks, the splits, and for each stage
 whose feed has views a bank of `--bank` batches of these: the stage then sees those batches again and again. Feeds
-without views get the same batches as from the data set. With --config.data.joint=True there are banks of all categories
-together, too. Neither TensorFlow nor the data set is needed then, so this is also the way onto an accelerator machine
-that has only JAX.
+without views get the same batches as from the data set. With --config.data.joint=True there is one bank for a stage, of
+all categories together. Neither TensorFlow nor the data set is needed then, so this is also the way onto an accelerator
+machine that has only JAX.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def write(config: ConfigDict, path: str, *, stages: Sequence[str] = (), n_bank: 
                 "notes": data.notes,
                 "manifest": data.manifest(),
                 "records": records,
-                "banks": banks(data),
+                "banks": {} if together else banks(data),
             }
         if together:
             header["joint"] = banks(together, list(opened))

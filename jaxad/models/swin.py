@@ -124,7 +124,7 @@ def layer_norm(dtype=None, *, name: str | None = None) -> nn.LayerNorm:
 
 @jax.custom_vjp
 def attend(q: Array, k: Array, v: Array, bias: Array) -> Array:
-    """softmax(q k^T / sqrt(d) + bias) v: f[B, n, H, T, d], window by window and head by head.
+    """softmax(q k^T / sqrt(d) + bias) v, window by window and head by head: f[B, n, H, T, d].
 
     q, k, v: f[B, n, H, T, d] · bias: f32[n, H, T, T] of query and key, or f32[1, H, T, T] for all windows.
     """
@@ -132,36 +132,38 @@ def attend(q: Array, k: Array, v: Array, bias: Array) -> Array:
 
 
 def _attend(q: Array, k: Array, v: Array, bias: Array):
-    logits = _logits(q, k, bias)
+    logits = _product(q, _turned(k)) * _scale(q) + bias[None]
     highest = jnp.max(logits, -1, keepdims=True)
     weights = jnp.exp(logits - highest)
     total = jnp.sum(weights, -1, keepdims=True)
     found = _product(weights.astype(v.dtype), v) / total
-    return found.astype(v.dtype), (q, k, v, bias, found, highest + jnp.log(total))
+    return found.astype(q.dtype), (q, k, v, bias, found, highest + jnp.log(total))
 
 
 def _attend_back(kept, change: Array):
-    """The factors of all products are turned so that the last axis of the first meets the last but one of the second.
+    """The weights once more, this time with keys as rows (Dao et al., arXiv:2205.14135): none of them is stored.
 
-    On CPU XLA needs three to five times as long for any other form, when matrices are as small as a window's.
+    In every product, here and above, the first factor's last axis meets the second's last but one. On CPU XLA needs
+    three to five times as long for other forms, when matrices are as small as a window's.
     """
     q, k, v, bias, found, normaliser = kept
-    scale = 1 / math.sqrt(q.shape[-1])
-    weights = jnp.exp(_logits(q, k, bias) - normaliser)
-    of_v = _product(_turned(change), weights.astype(v.dtype))
-    along = jnp.sum(change.astype(jnp.float32) * found, -1, keepdims=True)
-    of_logits = weights * (_product(change, _turned(v)) - along)
-    of_bias = jnp.sum(of_logits, 0) if bias.shape[0] > 1 else jnp.sum(of_logits, (0, 1))[None]
+    scale = _scale(q)
+    weights = jnp.exp(_product(k, _turned(q)) * scale + _turned(bias)[None] - _turned(normaliser))
+    along = jnp.sum(change.astype(jnp.float32) * found, -1)[..., None, :]
+    of_logits = weights * (_product(v, _turned(change)) - along)
+    of_v = _product(weights.astype(v.dtype), change)
     narrow = of_logits.astype(q.dtype)
-    of_q, of_k = _product(narrow, k) * scale, _product(_turned(q), narrow) * scale
-    return of_q.astype(q.dtype), _turned(of_k).astype(k.dtype), _turned(of_v).astype(v.dtype), of_bias
+    of_k = _product(narrow, q) * scale
+    of_q = _turned(_product(_turned(k), narrow)) * scale
+    of_bias = jnp.sum(of_logits, 0) if bias.shape[0] > 1 else jnp.sum(of_logits, (0, 1))[None]
+    return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype), _turned(of_bias)
 
 
 attend.defvjp(_attend, _attend_back)
 
 
-def _logits(q: Array, k: Array, bias: Array) -> Array:
-    return _product(q, _turned(k)) * (1 / math.sqrt(q.shape[-1])) + bias[None]
+def _scale(q: Array) -> float:
+    return 1 / math.sqrt(q.shape[-1])
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -56,6 +56,9 @@ def of_config(config: Mapping[str, Any]) -> Column | None:
     setting = {0: "full", 16: "16_shot"}.get(config.get("data", {}).get("n_shot", 0))
     if setting is None or "." in method:  # a module of the user's own may have a paper's name
         return None
+    trained = "joint" if config.get("data", {}).get("joint") else config.get("start", {}).get("category")
+    if trained and (method, trained) != ("pattern_generation", "joint"):  # that paper alone has one model for all
+        return None
     if method == "reverse_distillation":
         return Column("siamese_unet", setting, "rd")  # its baseline
     if method == "siamese_unet":
