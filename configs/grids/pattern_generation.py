@@ -2,41 +2,42 @@
 
 python -m jaxad.grid --grid=configs/grids/pattern_generation.py --workdir=runs/pattern --data=DATA --weights=none
 
-DATA holds `piped/` and `magnetic_tile/`, each with category folders in MVTec AD's layout. A cell trains
-on 128 pixels, four patches per side, from scratch; --weights is not used. Cells after "swin" judge its networks
-in other ways, or replace one of them; "cnn" has the convolutional generator, as many steps and about as many
-parameters.
+DATA holds `piped/` and `magnetic_tile/`, each with category folders in MVTec AD's layout. A cell trains on 128 pixels,
+four patches per side, from scratch; --weights is not used. Cells after "swin" judge its networks in other ways, or
+replace one of them: those of six patches per side say what one direction, two and four are worth (fig. 4), for of four
+patches in a row none is predicted from both sides. "cnn" has the convolutional generator, as many steps and about as
+many parameters. Both categories of the demo have one model.
 """
 
 from jaxad.grid import Cell
 
 SETS = {"pa_bdp01_tl": "piped", "magnetic_tile": "magnetic_tile"}
-WAYS = ("lr_only", "rl_only", "both_rows", "combine_mean", "combine_max")  # fig. 4 and eq. 5
+SIX = {"pattern_generation.n": 6, "pattern_generation.patch": 32}
 CNN = {"pattern_generation.generator": "cyclegan_resnet6", "pattern_generation.cnn.width": 40}
 SMALL = "configs/pattern_generation.py:small"
 
 
 def cells(data: str, weights: str) -> list[Cell]:
-    def settings(category: str) -> dict:
-        common = {"seed": 0, "data.category": category}
-        if category not in SETS:
-            return common
-        return common | {"data.dataset": "folder", "data.root": f"{data}/{SETS[category]}"}
-
     def of(category: str, row: str, config: str = SMALL, **more) -> Cell:
-        return Cell(f"{category}/{row}/0", config, settings(category) | more)
+        common = {"seed": 0, "data.category": category}
+        common |= {"data.dataset": "folder", "data.root": f"{data}/{SETS[category]}"}
+        return Cell(f"{category}/{row}/0", config, common | more)
 
-    def judged(category: str, row: str) -> Cell:
-        taken = {"start.run": f"{{workdir}}/{category}/swin/0", "start.stage": "compare"}
-        return of(category, row, f"configs/ablations.py:pattern_generation/{row}+small", **taken)
-
-    def replaced(category: str, row: str) -> Cell:
-        taken = {"start.run": f"{{workdir}}/{category}/swin/0", "start.stage": "generate"}
-        return of(category, row, f"configs/ablations.py:pattern_generation/{row}+small", **taken)
+    def after(category: str, row: str, stage: str = "compare", name: str = "", **more) -> Cell:
+        """The networks of "swin" up to `stage`, the rest as the ablation `row` has it."""
+        taken = {"start.run": f"{{workdir}}/{category}/swin/0", "start.stage": stage}
+        return of(category, name or row, f"configs/ablations.py:pattern_generation/{row}+small", **taken, **more)
 
     made = []
-    for category in (*SETS, "weave,washer"):
-        made += [of(category, "swin"), *(judged(category, way) for way in WAYS if category in SETS)]
-        made += [replaced(category, "no_comparison"), of(category, "cnn", **CNN)] if category in SETS else []
-    ablation = "configs/ablations.py:pattern_generation/no_generator+small"
-    return [*made, of("pa_bdp01_tl", "no_generator", ablation), replaced("pa_bdp01_tl", "as_printed")]
+    for category in SETS:
+        made += [of(category, "swin"), after(category, "both_rows"), after(category, "combine_max")]
+        for row in ("lr_only", "rl_only", "both_rows", "rows_cols"):
+            made.append(after(category, row, name=f"{row}_6", **SIX))
+        made += [after(category, "no_comparison", "generate"), of(category, "cnn", **CNN)]
+    no_generator = "configs/ablations.py:pattern_generation/no_generator+small"
+    return [
+        *made,
+        of("pa_bdp01_tl", "no_generator", no_generator),
+        after("pa_bdp01_tl", "as_printed", "generate"),
+        Cell("demo/swin/0", f"{SMALL}+joint", {"seed": 0, "data.category": "weave,washer"}),
+    ]

@@ -81,6 +81,7 @@ class ResnetGenerator(nn.Module):
     squeezed into (0, 1), the paper's tanh for images in [-1, 1]; otherwise it is not bounded.
     Departure: it is not by default, as the loss is a squared error (eq. 6 of Huang et al.).
 
+    >>> import jax
     >>> generator = ResnetGenerator()
     >>> patch = jax.ShapeDtypeStruct((2, 56, 56, 3), jnp.float32)
     >>> found, variables = jax.eval_shape(generator.init_with_output, jax.random.key(0), patch, patch)

@@ -230,7 +230,7 @@ def test_a_defect_is_drawn_again_where_no_patch_has_enough_of_it(kind, monkeypat
     # One pixel in most draws, three more in the others, all of them visible.
     plain, after = views.to_uint8(STACK[0] / 255), tf.fill((SIDE, SIDE, 3), tf.constant(255, tf.uint8))
 
-    def small(image, material, seed, which):
+    def small(image, before, material, seed, which):
         more = tf.random.stateless_uniform((), seed) < 0.3
         mask = np.zeros((2, SIDE, SIDE), bool)
         mask[:, 24, 24], mask[1, 24, 25:28] = True, True
@@ -349,7 +349,7 @@ def drawn_defects(image, kind, count=120, folder="", others=STACK, first=0):
         material = defects.materials(picture, context(others), folder)
 
         def one(k):
-            made = defects.defect(picture, material, tf.stack([k, 5]), tf.constant(kind))
+            made = defects.defect(picture, tf.constant(image), material, tf.stack([k, 5]), tf.constant(kind))
             return made.image, made.mask
 
         numbers = tf.range(first, first + count)
@@ -443,7 +443,7 @@ def test_what_is_not_seen_is_taken_back(monkeypatch):
     drawn = np.where(pasted[..., None], np.roll(STACK[0], 20, axis=1), STACK[0])
     drawn[10:20, 5:50] = STACK[0][10:20, 5:50] + 5
     monkeypatch.setattr(defects, "_pasted", lambda *_: (tf.constant(drawn), tf.constant(pasted)))
-    made = defects.defect(views.to_float(tf.constant(STACK[0])), None, tf.constant([0, 1]), tf.constant(0.9))
+    made = defects.defect(views.to_float(tf.constant(STACK[0])), STACK[0], None, tf.constant([0, 1]), tf.constant(0.9))
     expected = slow_visible(STACK[0], drawn, pasted)
     assert np.array_equal(made.mask, expected) and 0 < expected.sum() < pasted.sum()
     assert np.array_equal(made.image, np.where(expected[..., None], drawn, STACK[0]))
@@ -454,13 +454,13 @@ def test_what_is_not_seen_is_taken_back(monkeypatch):
 
 def test_a_piece_of_a_texture_elsewhere_in_it_is_no_defect_and_a_stain_on_it_is():
     texture = np.clip(np.random.default_rng(0).normal(120, 12, (SIDE, SIDE, 1)).repeat(3, axis=-1), 0, 255)
-    texture = texture.astype(np.uint8)
+    texture, seed, kind = texture.astype(np.uint8), tf.constant([0, 1]), tf.constant(0.9)
     assert int(defects.variation(tf.constant(texture))) == pytest.approx(3 * 0.6745 * 12 * np.sqrt(2), rel=0.1)
     shifted, stain = np.roll(texture, 9, axis=0), np.clip(texture.astype(int) - 45, 0, 255).astype(np.uint8)
     for drawn, seen in ((shifted, False), (stain, True)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(defects, "_pasted", lambda *_, drawn=drawn: (drawn, tf.ones((SIDE, SIDE), bool)))
-            made = defects.defect(views.to_float(tf.constant(texture)), None, tf.constant([0, 1]), tf.constant(0.9))
+            made = defects.defect(views.to_float(tf.constant(texture)), texture, None, seed, kind)
         assert (made.excess.numpy().sum() > 0) == seen
 
 

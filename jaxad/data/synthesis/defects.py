@@ -38,7 +38,7 @@ VISIBLE, AROUND = 6, 7  # grey levels, mean over R, G and B and 7 x 7 pixels of 
 TEXTURES = 64  # images of a folder that are used; a constant of the graph
 DRAWS = 3 + cutpaste.GEOMETRY_DRAWS + augment.COLOUR_DRAWS
 
-Material = Callable  # i32[2] seed -> f32[S, S, 3] in [0, 1]
+Material = Callable  # (i64[K, 2] pixels of the image, i32[2] seed) -> f32[K, 3] in [0, 1], what shows through there
 
 
 class Defect(NamedTuple):
@@ -54,11 +54,11 @@ class Defect(NamedTuple):
     excess: tf.Tensor
 
 
-def defect(image: tf.Tensor, material: Material, seed: tf.Tensor, kind: tf.Tensor) -> Defect:
+def defect(image: tf.Tensor, before: tf.Tensor, material: Material, seed: tf.Tensor, kind: tf.Tensor) -> Defect:
     """The image with a defect; its own, bit for bit, outside the mask, which is empty where nothing visible was drawn.
 
-    image: f32[S, S, 3] in [0, 1], on 256 levels · material: what shows through blobs, see `materials` · kind: f32[] in
-    [0, 1), blobs in its first third, a scar in the second, a rectangle in the last.
+    image: f32[S, S, 3] in [0, 1] · before: the same, u8[S, S, 3] · material: see `materials` · kind: f32[] in [0, 1),
+    blobs in its first third, a scar in the second, a rectangle in the last.
     UserError, when the graph is built, for images of fewer pixels than a scar needs.
     """
     import tensorflow as tf
@@ -70,20 +70,21 @@ def defect(image: tf.Tensor, material: Material, seed: tf.Tensor, kind: tf.Tenso
         )
     uniform = tf.random.stateless_uniform((DRAWS,), seed)
     smaller, by, opacity = tf.unstack(uniform[:3])
-    before = to_uint8(image)
     shrink = tf.where(smaller < SHRUNK, tf.pow(SMALLEST, by), 1.0)
 
     def blobs():
         mask = blob(perlin(tf.random.fold_in(seed, 0), image.shape[0]), shrink)
-        share = OPACITY[0] + (OPACITY[1] - OPACITY[0]) * opacity
-        through = material(tf.random.fold_in(seed, 1))
-        return to_uint8(tf.where(mask[..., None], image + share * (through - image), image)), mask
+        pixels = tf.where(mask)
+        under, through = tf.gather_nd(image, pixels), material(pixels, tf.random.fold_in(seed, 1))
+        mixed = under + (OPACITY[0] + (OPACITY[1] - OPACITY[0]) * opacity) * (through - under)
+        return tf.tensor_scatter_nd_update(before, pixels, to_uint8(mixed)), mask
 
     after, mask = tf.cond(kind < 1 / 3, blobs, lambda: _pasted(image, before, kind < 2 / 3, shrink, uniform[3:]))
     change = tf.add_n(tf.unstack(tf.abs(tf.cast(after, tf.int32) - tf.cast(before, tf.int32)), axis=-1)) - 3 * VISIBLE
     mask &= summed(tf.where(mask, change, 0), AROUND) > 0
     excess = tf.where(mask, change - variation(before), 0)
-    return Defect(tf.where(mask[..., None], after, before), mask, excess)
+    kept = tf.where(mask)  # a third of the time of a tf.where of whole images
+    return Defect(tf.tensor_scatter_nd_update(before, kept, tf.gather_nd(after, kept)), mask, excess)
 
 
 def _pasted(
@@ -115,12 +116,12 @@ def blob(noise: tf.Tensor, shrink: tf.Tensor) -> tf.Tensor:
 
 
 def variation(image: tf.Tensor) -> tf.Tensor:
-    """i32[], the median difference of pixels of u8[S, S, 3] that are some way apart, summed over R, G and B."""
+    """i32[], the median difference of pixels of u8[S, S, 3] that are S / 16 apart, down and right, over R, G and B."""
     import tensorflow as tf
 
-    some = tf.cast(image[::4, ::4], tf.int32)
-    away = max(image.shape[0] // 64, 1)
-    change = tf.sort(tf.reshape(tf.reduce_sum(tf.abs(some[away:, away:] - some[:-away, :-away]), axis=-1), [-1]))
+    step = max(image.shape[0] // 32, 1)
+    some = tf.cast(image[::step, ::step], tf.int32)
+    change = tf.sort(tf.reshape(tf.reduce_sum(tf.abs(some[2:, 2:] - some[:-2, :-2]), axis=-1), [-1]))
     return change[change.shape[0] // 2]
 
 
@@ -145,38 +146,48 @@ def materials(image: tf.Tensor, context: Context, folder: str) -> Material:
     import tensorflow as tf
 
     colourless = tf.reduce_all(image[..., :1] == image[..., 1:])
-
-    def other(seed):
-        return recoloured(context.draw(tf.random.fold_in(seed, 0)), tf.random.fold_in(seed, 1))
-
-    def flat(seed):
-        return tf.broadcast_to(tf.random.stateless_uniform((3,), tf.random.fold_in(seed, 0)), image.shape)
-
-    def either(seed):
-        share = tf.random.stateless_uniform((), tf.random.fold_in(seed, 2))
-        return tf.cond(share < 0.5, lambda: other(seed), lambda: flat(seed))
-
-    def texture(seed):
-        row = tf.random.stateless_uniform((), tf.random.fold_in(seed, 0), 0, stock.shape[0], tf.int32)
-        return augment.hard_augment(to_float(tf.gather(stock, row)), tf.random.fold_in(seed, 1))
-
     stock = tf.constant(textures(folder, image.shape[0])) if folder else None
+
+    def texture(pixels, seed):
+        row = tf.random.stateless_uniform((), tf.random.fold_in(seed, 0), 0, stock.shape[0], tf.int32)
+        return _augmented(stock[row], pixels, tf.random.fold_in(seed, 1), 0.5)
+
+    def flat(pixels, seed):
+        colour = tf.random.stateless_uniform((1, 3), tf.random.fold_in(seed, 0))
+        return tf.repeat(colour, tf.shape(pixels)[0], axis=0)
+
+    def other(pixels, seed):
+        # All of the augmentation, and a tint: this is to be seen as another.
+        source, _ = context.load(context.draw_row(tf.random.fold_in(seed, 0)))
+        drawn = _augmented(source, pixels, tf.random.fold_in(seed, 1), 1.0)
+        uniform = tf.random.stateless_uniform((4,), tf.random.fold_in(seed, 2))
+        return drawn + (TINT[0] + (TINT[1] - TINT[0]) * uniform[3]) * (uniform[:3] - drawn)
+
+    def either(pixels, seed):
+        share = tf.random.stateless_uniform((), tf.random.fold_in(seed, 3))
+        return tf.cond(share < 0.5, lambda: other(pixels, seed), lambda: flat(pixels, seed))
+
     draw = texture if folder else either if context.n_normal > 1 else flat
 
-    def material(seed):
-        drawn = draw(seed)
+    def material(pixels, seed):
+        drawn = draw(pixels, seed)
         return tf.where(colourless, tf.reduce_mean(drawn, axis=-1, keepdims=True), drawn)
 
     return material
 
 
-def recoloured(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """f32[S, S, 3] in [0, 1]: the image turned, permuted and tinted, that it is seen to be another."""
+def _augmented(source: tf.Tensor, pixels: tf.Tensor, seed: tf.Tensor, probability: float) -> tf.Tensor:
+    """f32[K, 3]: what hard augmentation of u8[S, S, 3] `source` shows at i64[K, 2] `pixels`, see `hard_augment`."""
     import tensorflow as tf
 
-    moved = augment.hard_augment(image, seed, probability=1.0)
-    uniform = tf.random.stateless_uniform((4,), tf.random.fold_in(seed, 0))
-    return moved + (TINT[0] + (TINT[1] - TINT[0]) * uniform[3]) * (uniform[:3] - moved)
+    uniform = tf.random.stateless_uniform((augment.HARD_DRAWS,), seed)
+    hard = augment.draw(uniform, probability=probability)
+    side = source.shape[0]
+    lines = tf.range(side)
+    places = tf.gather_nd(augment.places(lines, lines, (side, side), side, hard.quarters, hard.state), pixels)
+    shown = to_float(tf.gather(tf.reshape(source, (-1, 3)), places))
+    whole = to_float(augment.sample(source))
+    return tf.cond(hard.jittered, lambda: augment.colour_jitter(shown, hard.colour, whole), lambda: shown)
 
 
 @functools.lru_cache(maxsize=1)

@@ -151,7 +151,7 @@ def _first(draws: Sequence[Callable], kind: tf.Tensor, clean: Pair, seed: tf.Ten
 
 def _synthetic(image: tf.Tensor, plain: tf.Tensor, material: defects.Material, kind: tf.Tensor) -> Callable:
     """i32[2] seed -> (u8[S, S, 3] the image, the same with a defect)."""
-    return lambda seed: (plain, defects.defect(image, material, seed, kind))
+    return lambda seed: (plain, defects.defect(image, plain, material, seed, kind))
 
 
 def _labelled(data: Context) -> Callable:
@@ -196,14 +196,9 @@ def _anomalous(
         possible &= ~(is_context & touched[:, 2])
         order += tf.cast(~(touched[:, 0] | touched[:, 1]), tf.float32)
     row = partition.rows[tf.argmax(tf.where(possible, order, -1.0))]
-    pair = Pair(
-        context=tf.where(is_context, after.image, before),
-        target=before,
-        observed=tf.where(is_context, before, after.image),
-        marked=after.mask & ~is_context,
-        row=row,
-        place=row[2],
-    )
+    nowhere = tf.zeros_like(after.mask)
+    shown = tf.cond(is_context, lambda: (after.image, before, nowhere), lambda: (before, after.image, after.mask))
+    pair = Pair(context=shown[0], target=before, observed=shown[1], marked=shown[2], row=row, place=row[2])
     return pair, tf.reduce_any(possible)
 
 
