@@ -196,7 +196,7 @@ METHODS = {
     ),
     "pattern_generation": lambda: (
         dict(pretrain=50_000, generate=50_000, measure=0, compare=20_000),
-        # What the paper leaves open, and it is much, is chosen; why: methods/pattern_generation.py, models/, the README.
+        # Most of this is not in the paper; what is chosen and why: methods/pattern_generation.py, models/, the README.
         dict(
             n=4,  # patches per side of the image: 4 to 7
             n_select="fixed",  # fixed: n | nmse: that of train_n whose patches of normal images are best predicted
@@ -211,7 +211,7 @@ METHODS = {
             pretrain=False,  # train the generator alone, on any images; start.stage=pretrain goes on from it
             generator="swin",  # swin | cyclegan_resnet9 | cyclegan_resnet6 (Table 3) | copy_near: none
             swin=dict(
-                embed_stride=1,  # 1: a token per pixel | 4: Swin's own; the output is then 4 times finer than the tokens
+                embed_stride=1,  # pixels of a token's side; 4: Swin's own
                 window=7,
                 embed_dim=24,
                 enc_depths=(2, 2, 6, 2),

@@ -13,17 +13,19 @@ start.stage=pretrain begins with what it left.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxad.losses import comparison
 from jaxad.methods import features
 from jaxad.methods.adversarial import variables
 from jaxad.methods.pattern_reader import Generator, Read, Reader, blank, flat, generator, reader
-from jaxad.methods.pattern_recipe import check
+from jaxad.methods.pattern_recipe import MOST, check
 from jaxad.models.comparator import Comparator
 from jaxad.optim import optimiser
 from jaxad.types import AnomalyMap, Array, Batch, DataSpec, Feed, Stage, TrainState, Tree, View
@@ -37,9 +39,8 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     options, steps = config.pattern_generation, config.train.steps
     patch = check(config, spec)
     net = generator(config, patch)
-    sizes = tuple(sorted({*options.train_n, options.n}))
-    readers = tuple(reader(options, n, patch) for n in sizes)
-    fixed = None if options.n_select == "nmse" else sizes.index(options.n)
+    readers = {n: reader(options, n, patch) for n in sorted({*options.train_n, options.n})}
+    fixed = readers[options.n] if options.n_select == "fixed" else None
     drawn = {"n": list(options.train_n), "patch": patch, "coverage": options.coverage}
     drawn["canonicalize"] = options.canonicalize
 
@@ -52,12 +53,12 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         "measure",
         Feed(config.eval.batch_size, split="holdout" if spec.n_holdout else "train_normal", shuffle=False),
         0,
-        _init_measure(len(sizes)),
+        _init_measure,
         _measure(net, readers),
-        finish=_choose,
-        facts=_facts(sizes, fixed),
+        finish=_choose(readers, fixed),
+        facts=_facts(readers, fixed),
         predict=None if options.compare.enabled or options.pretrain else _predict_error(config, net, readers, fixed),
-        work={"triples": len(readers[fixed].found.target)} if fixed is not None else {},
+        work={"triples": len(fixed.found.target)} if fixed else {},
     )
     if options.pretrain:
         return generate("pretrain", steps.pretrain), measure
@@ -120,19 +121,19 @@ def _generate(options: Any, net: Generator):
     return objective
 
 
-def _init_measure(count: int):
-    def init(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
-        frozen = {"generator": carry.params["generator"] if carry else {}}
-        return TrainState.create(frozen=frozen, memory={"errors": jnp.zeros((count, len(SUMS) + 1), jnp.float32)})
-
-    return init
+def _init_measure(key: Array, spec: DataSpec, carry: TrainState | None) -> TrainState:
+    # A row per number of patches, measured or not, so that a run that measures others can take the stages of this one.
+    errors = jnp.zeros((MOST + 1, len(SUMS) + 1), jnp.float32)
+    return TrainState.create(
+        frozen={"generator": carry.params["generator"] if carry else {}}, memory={"errors": errors}
+    )
 
 
 def _bound(net: Generator, state: TrainState):
     return lambda far, near: net.apply(state.frozen["generator"], far, near)
 
 
-def _measure(net: Generator, readers: tuple[Reader, ...]) -> Update:
+def _measure(net: Generator, readers: Mapping[int, Reader]) -> Update:
     """Sums eq. 6 over all triples of normal images: of the prediction, of the near patch, of the mean colour of the
     context, and of the target's own mean colour, which is its variance."""
 
@@ -146,30 +147,40 @@ def _measure(net: Generator, readers: tuple[Reader, ...]) -> Update:
         return jnp.sum(jnp.where(batch.valid[:, None, None], rows, 0.0), axis=(0, 1))
 
     def apply(state: TrainState, batch: Batch, key: Array):
-        more = jnp.stack([sums(one, state, batch) for one in readers])
-        return state.replace(memory={"errors": state.memory["errors"] + more}), {"nmse": _nmse(more)[0, 0]}
+        errors = state.memory["errors"]
+        for n, one in readers.items():
+            errors = errors.at[n].add(sums(one, state, batch))
+        return state.replace(memory={"errors": errors}), {"nmse": _nmse(errors)[min(readers), 0]}
 
     return Update(lambda state: state, apply)
 
 
 def _nmse(errors: Array) -> Array:
-    """f32[K, 4] sums -> f32[K, 3], each but the last as a share of the last."""
-    return errors[:, :-1] / jnp.maximum(errors[:, -1:], 1e-12)
+    """f32[K, 4] sums -> f32[K, 3], each but the last as a share of the last; no number where nothing was measured."""
+    return errors[:, :-1] / errors[:, -1:]
 
 
-def _choose(state: TrainState) -> TrainState:
-    return state.replace(memory={**state.memory, "chosen": jnp.argmin(_nmse(state.memory["errors"])[:, 0])})
+def _choose(readers: Mapping[int, Reader], fixed: Reader | None):
+    """The finished stage knows which of `readers` is to read: by its place."""
+    numbers = np.array(list(readers))
+
+    def finish(state: TrainState) -> TrainState:
+        chosen = jnp.argmin(_nmse(state.memory["errors"][numbers])[:, 0])
+        return state.replace(memory={**state.memory, "chosen": chosen if fixed is None else jnp.zeros_like(chosen)})
+
+    return finish
 
 
-def _facts(sizes: tuple[int, ...], fixed: int | None):
+def _facts(readers: Mapping[int, Reader], fixed: Reader | None):
     """What 'measure' has found: the number of patches, and the normalised errors with it and with every other."""
+    numbers = np.array(list(readers))
 
     def facts(state: TrainState) -> dict[str, Array]:
-        nmse, chosen = _nmse(state.memory["errors"]), state.memory["chosen"] if fixed is None else fixed
-        told = {"n": jnp.asarray(sizes, jnp.float32)[chosen]}
-        told |= {f"nmse_{name}": nmse[chosen, i] for i, name in enumerate(SUMS)}
-        if len(sizes) > 1:
-            told |= {f"nmse_{name}_{n}": nmse[k, i] for k, n in enumerate(sizes) for i, name in enumerate(SUMS)}
+        nmse = _nmse(state.memory["errors"])
+        n = jnp.asarray(fixed.n) if fixed else jnp.asarray(numbers)[state.memory["chosen"]]
+        told = {"n": n.astype(jnp.float32)} | {f"nmse_{name}": nmse[n, i] for i, name in enumerate(SUMS)}
+        if len(readers) > 1:
+            told |= {f"nmse_{name}_{k}": nmse[k, i] for k in readers for i, name in enumerate(SUMS)}
         return told
 
     return facts
@@ -215,19 +226,19 @@ def _compare(options: Any, net: Generator, judge: Comparator):
     return objective
 
 
-def _switch(readers: tuple[Reader, ...], fixed: int | None, said: Any):
+def _switch(readers: Mapping[int, Reader], fixed: Reader | None, said: Any):
     """predict(state, batch) -> what `said(reader, state, batch)` says for a fixed number of patches, or the chosen."""
 
     def predict(state: TrainState, batch: Batch) -> AnomalyMap:
-        if fixed is not None:
-            return said(readers[fixed], state, batch)
-        branches = [lambda state, batch, one=one: said(one, state, batch) for one in readers]
+        if fixed:
+            return said(fixed, state, batch)
+        branches = [lambda state, batch, one=one: said(one, state, batch) for one in readers.values()]
         return AnomalyMap(*jax.lax.switch(state.memory["chosen"], branches, state, batch))
 
     return predict
 
 
-def _predict(config: Any, net: Generator, judge: Comparator, readers: tuple[Reader, ...], fixed: int | None):
+def _predict(config: Any, net: Generator, judge: Comparator, readers: Mapping[int, Reader], fixed: Reader | None):
     options = config.pattern_generation
 
     def said(one: Reader, state: TrainState, batch: Batch) -> AnomalyMap:
@@ -250,7 +261,7 @@ def _predict(config: Any, net: Generator, judge: Comparator, readers: tuple[Read
     return _switch(readers, fixed, said)
 
 
-def _predict_error(config: Any, net: Generator, readers: tuple[Reader, ...], fixed: int | None):
+def _predict_error(config: Any, net: Generator, readers: Mapping[int, Reader], fixed: Reader | None):
     """Without a comparison network: the map is the squared error of the prediction."""
     options = config.pattern_generation
 

@@ -13,6 +13,7 @@ from jaxad.scoring.triples import COMBINES, COVERAGES, LEAST
 from jaxad.types import DataSpec, UserError
 
 SCORES = ("prob", "pixel", "product")
+MOST = 16  # patches per side
 
 
 def check(config: Any, spec: DataSpec) -> int:
@@ -31,7 +32,9 @@ def check(config: Any, spec: DataSpec) -> int:
     checks.one_of("pairs.mask_pool", comparison.MASK_POOLS)
     checks.demand(0 <= options.context_mask_ratio < 1, "context_mask_ratio", "in [0, 1)")
     checks.demand(options.compare.lr > 0, "compare.lr", "positive")
-    checks.demand(min(options.train_n, default=0) >= LEAST, "train_n", f"numbers of patches per side, {LEAST} or more")
+    whole = bool(options.train_n) and LEAST <= min(options.train_n) and max(options.train_n) <= MOST
+    checks.demand(whole, "train_n", f"numbers of patches per side, {LEAST} to {MOST}")
+    checks.demand(options.n <= MOST, "n", f"{MOST} or less")
     if options.pretrain and options.generator == "copy_near":
         raise UserError("config.pattern_generation.generator=copy_near has nothing to pre-train; choose swin")
     if options.generator == "swin":

@@ -17,16 +17,16 @@ from flax import linen as nn
 
 from jaxad.errors import Checks
 from jaxad.models.swin import (
+    LayerNorm,
     Linear,
     PatchExpanding,
     PatchMerging,
     SwinBlock,
     depth_to_space,
     gelu,
-    layer_norm,
     space_to_depth,
 )
-from jaxad.types import Array, UserError
+from jaxad.types import Array
 
 STAGES = 4
 WHERE = "config.pattern_generation.swin"
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, patches: Array, train: bool = False) -> list[Array]:
         x = Linear(self.embed_dim, self.dtype, name="embed")(space_to_depth(patches, self.embed_stride))
-        x = layer_norm(self.dtype, name="embed_norm")(x)
+        x = LayerNorm(self.dtype, name="embed_norm")(x)
         features = []
         for i, rates in enumerate(_rates(self.drop_path, self.depths)):
             if i:
@@ -141,7 +141,7 @@ class PatternGenerator(nn.Module):
         parts = []
         for i, x in enumerate(stages, 1):
             if self.head_norm:
-                x = layer_norm(self.dtype, name=f"head_norm{i}")(x)
+                x = LayerNorm(self.dtype, name=f"head_norm{i}")(x)
             x = Linear(self.embed_dim, self.dtype, name=f"lateral{i}")(x)
             parts.append(jax.image.resize(x, (x.shape[0], *grid, x.shape[3]), "bilinear").astype(x.dtype))
         x = Linear(STAGES * self.embed_dim, self.dtype, name="fuse")(jnp.concatenate(parts, axis=-1))
@@ -161,16 +161,6 @@ def check(options: Any) -> None:
     divide = all(width % heads == 0 for width, heads in zip(widths, options["heads"], strict=True))
     checks.demand(divide, "heads", f"divisors of the stages' channels {', '.join(map(str, widths))}")
     checks.demand(0 <= options["drop_path"] < 1, "drop_path", "in [0, 1)")
-
-
-def check_patch(side: int, options: Any) -> None:
-    """Raises UserError where patches of `side` pixels are not whole tokens."""
-    stride = options["embed_stride"]
-    if side % stride:
-        raise UserError(
-            f"patches of {side} pixels are no multiple of {WHERE}.embed_stride={stride}; "
-            f"set config.pattern_generation.patch={max(side // stride, 1) * stride}"
-        )
 
 
 def _rates(drop_path: float, depths: tuple[int, ...], falling: bool = False) -> list[tuple[float, ...]]:

@@ -22,7 +22,7 @@ from jax import lax
 from jaxad.types import Array
 
 FORBIDDEN = -1e9  # added to a logit; finite, for where a query has padding as its only keys -inf would give NaN
-trunc_normal = nn.initializers.truncated_normal(0.02)
+kernel_init = nn.initializers.normal(0.02)  # the authors truncate it, at -2 and 2: a hundred deviations
 Sides = tuple[int, int]
 
 
@@ -93,7 +93,7 @@ def window_mask(height: int, width: int, m: int, shift: int) -> np.ndarray | Non
 
 
 class Linear(nn.Module):
-    """A linear layer over the channels: f[..., C] -> f[..., features]; truncated normal kernel of deviation 0.02.
+    """A linear layer over the channels: f[..., C] -> f[..., features], its kernel normal at first.
 
     As nn.Dense, but one product of matrices whatever the rank. On CPU the gradient of a kernel is summed several times
     faster this way.
@@ -105,7 +105,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", trunc_normal, (x.shape[-1], self.features))
+        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = x.reshape(-1, x.shape[-1]) @ kernel
@@ -118,8 +118,20 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + lax.erf(x * np.asarray(math.sqrt(0.5), x.dtype)))
 
 
-def layer_norm(dtype=None, *, name: str | None = None) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
+class LayerNorm(nn.Module):
+    """Over the channels of each token, in float32, eps 1e-5: f[..., C] -> the same shape."""
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape[-1:]).reshape(shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:]).reshape(shape)
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, -1, keepdims=True)
+        y = wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + 1e-5) * scale + bias
+        return y.astype(self.dtype or x.dtype)
 
 
 @jax.custom_vjp
@@ -191,7 +203,7 @@ class WindowAttention(nn.Module):
             y = Linear(x.shape[-1], self.dtype, name=name)(x)
             return y.reshape(*x.shape[:3], self.heads, -1).swapaxes(2, 3)
 
-        table = self.param("relative_bias", trunc_normal, ((2 * self.window - 1) ** 2, self.heads))
+        table = self.param("relative_bias", kernel_init, ((2 * self.window - 1) ** 2, self.heads))
         # As a product with 0 and 1: the gradient of a look-up is a sum whose order accelerators do not keep.
         looked_up = nn.one_hot(relative_index(self.window), len(table))
         bias = jnp.einsum("ijk,kh->hij", looked_up, table, precision="highest")[None]
@@ -216,9 +228,10 @@ class SwinBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        attended = self._attend(layer_norm(self.dtype, name="norm1")(x))
+        x = x.astype(self.dtype or x.dtype)
+        attended = self._attend(LayerNorm(self.dtype, name="norm1")(x))
         x = x + self._dropped(attended, train)
-        y = Linear(4 * x.shape[-1], self.dtype, name="mlp1")(layer_norm(self.dtype, name="norm2")(x))
+        y = Linear(4 * x.shape[-1], self.dtype, name="mlp1")(LayerNorm(self.dtype, name="norm2")(x))
         y = Linear(x.shape[-1], self.dtype, name="mlp2")(gelu(y))
         return x + self._dropped(y, train)
 
@@ -260,7 +273,7 @@ class PatchMerging(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
         cells = x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).transpose(0, 1, 3, 4, 2, 5)
         cells = cells.reshape(*cells.shape[:3], 4 * channels)
-        cells = layer_norm(self.dtype, name="norm")(cells)
+        cells = LayerNorm(self.dtype, name="norm")(cells)
         return Linear(2 * channels, self.dtype, False, name="reduction")(cells)
 
 
@@ -277,7 +290,7 @@ class PatchExpanding(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = Linear(2 * x.shape[-1], self.dtype, False, name="expansion")(x)
         x = depth_to_space(x, 2)[:, : self.size[0], : self.size[1]]
-        return layer_norm(self.dtype, name="norm")(x)
+        return LayerNorm(self.dtype, name="norm")(x)
 
 
 def depth_to_space(x: Array, n: int) -> Array:
