@@ -13,31 +13,34 @@ from jaxad.grid import Cell
 
 SETS = {"pa_bdp01_tl": "piped", "magnetic_tile": "magnetic_tile"}
 SIX = {"pattern_generation.n": 6, "pattern_generation.patch": 32}
+WAYS = ("lr_only", "rl_only", "both_rows", "rows_cols")
 CNN = {"pattern_generation.generator": "cyclegan_resnet6", "pattern_generation.cnn.width": 40}
 SMALL = "configs/pattern_generation.py:small"
 
 
 def cells(data: str, weights: str) -> list[Cell]:
     def of(category: str, row: str, config: str = SMALL, **more) -> Cell:
-        common = {"seed": 0, "data.category": category}
-        common |= {"data.dataset": "folder", "data.root": f"{data}/{SETS[category]}"}
-        return Cell(f"{category}/{row}/0", config, common | more)
+        chosen = {"data.category": "weave,washer"}
+        if category in SETS:
+            chosen = {"data.category": category, "data.dataset": "folder", "data.root": f"{data}/{SETS[category]}"}
+        return Cell(f"{category}/{row}/0", config, {"seed": 0} | chosen | more)
 
     def after(category: str, row: str, stage: str = "compare", name: str = "", **more) -> Cell:
         """The networks of "swin" up to `stage`, the rest as the ablation `row` has it."""
         taken = {"start.run": f"{{workdir}}/{category}/swin/0", "start.stage": stage}
+        taken |= {} if category in SETS else {"start.category": "joint"}
         return of(category, name or row, f"configs/ablations.py:pattern_generation/{row}+small", **taken, **more)
 
     made = []
     for category in SETS:
         made += [of(category, "swin"), after(category, "both_rows"), after(category, "combine_max")]
-        for row in ("lr_only", "rl_only", "both_rows", "rows_cols"):
-            made.append(after(category, row, name=f"{row}_6", **SIX))
+        made += [after(category, row, name=f"{row}_6", **SIX) for row in WAYS]
         made += [after(category, "no_comparison", "generate"), of(category, "cnn", **CNN)]
     no_generator = "configs/ablations.py:pattern_generation/no_generator+small"
     return [
         *made,
+        of("demo", "swin", f"{SMALL}+joint"),
+        *(after("demo", row, name=f"{row}_6", **SIX) for row in WAYS),
         of("pa_bdp01_tl", "no_generator", no_generator),
         after("pa_bdp01_tl", "as_printed", "generate"),
-        Cell("demo/swin/0", f"{SMALL}+joint", {"seed": 0, "data.category": "weave,washer"}),
     ]

@@ -21,7 +21,9 @@ from jax import lax
 
 from jaxad.types import Array
 
-FORBIDDEN = -1e9  # added to a logit; finite, for where a query has padding as its only keys -inf would give NaN
+# Added to a logit: its weight is exactly 0. With -inf a query that has padding as its only keys would be NaN, and -1e9
+# would round all that a logit is besides, in a sum that is taken twice, here and when going back.
+FORBIDDEN = -1e4
 kernel_init = nn.initializers.normal(0.02)  # the authors truncate it, at -2 and 2: a hundred deviations
 Sides = tuple[int, int]
 
@@ -93,10 +95,10 @@ def window_mask(height: int, width: int, m: int, shift: int) -> np.ndarray | Non
 
 
 class Linear(nn.Module):
-    """A linear layer over the channels: f[..., C] -> f[..., features], its kernel normal at first.
+    """nn.Dense as one product of matrices whatever the rank: f[..., C] -> f[..., features].
 
-    As nn.Dense, but one product of matrices whatever the rank. On CPU the gradient of a kernel is summed several times
-    faster this way.
+    On CPU the sums over three axes, which are nn.Dense's gradients on a grid, are slow: the MLP of a block of 24 channels
+    takes 0.09 s there and back for 16 x 56 x 56 tokens on one core, 0.04 s with this.
     """
 
     features: int
@@ -153,7 +155,7 @@ def _attend(q: Array, k: Array, v: Array, bias: Array):
 
 
 def _attend_back(kept, change: Array):
-    """The weights once more, this time with keys as rows (Dao et al., arXiv:2205.14135): none of them is stored.
+    """The weights once more, this time with keys as rows (Dao et al., arXiv:2205.14135): none need be stored.
 
     In every product, here and above, the first factor's last axis meets the second's last but one. On CPU XLA needs
     three to five times as long for other forms, when matrices are as small as a window's.

@@ -142,11 +142,13 @@ def test_what_padding_holds_is_of_no_consequence():
     assert np.abs(free(variables, x) - free(variables, other))[real[..., 0]].max() > 0.1
 
 
-def test_gradients_are_finite_where_queries_have_only_padding():
+@pytest.mark.parametrize("size", [1, 30])
+def test_gradients_are_finite_where_queries_have_only_padding(size):
     grid = (9, 5, 4, 2)
     assert (swin.window_mask(*grid) < 0).all(-1).any()
     module, x = SwinBlock(1, *grid[2:]), noise(1, *grid[:2], 4)
-    gradients = jit(jax.grad(lambda v, x: jnp.sum(jnp.square(module.apply(v, x))), (0, 1)))(drawn(module, x), x)
+    variables = jax.tree.map(lambda leaf: size * leaf, drawn(module, x))
+    gradients = jit(jax.grad(lambda v, x: jnp.sum(jnp.square(module.apply(v, x))), (0, 1)))(variables, x)
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[1]))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients[0]))
 

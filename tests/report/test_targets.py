@@ -306,6 +306,19 @@ def test_only_the_whole_system_is_compared_with_pattern_generations_mean():
         assert targets.column({**pattern_generation(), "data": data}) is None
 
 
+def test_a_model_of_all_categories_is_pattern_generations_own_and_no_other_papers():
+    for method, one in (
+        ("pattern_generation", pattern_generation()),
+        ("reverse_distillation", config("reverse_distillation")),
+    ):
+        alone = targets.column(one)
+        joint = targets.column({**one, "data": {**one["data"], "joint": True}})
+        taken = targets.column({**one, "start": {"run": "W", "stage": "S", "category": "joint"}})
+        foreign = targets.column({**one, "start": {"run": "W", "stage": "S", "category": "screw"}})
+        assert alone is not None and foreign is None
+        assert joint == taken == (alone if method == "pattern_generation" else None)
+
+
 def test_the_ablations_of_pattern_generation_that_lack_a_part_of_the_system_have_no_column():
     file = f"{ROOT}/configs/ablations.py"
     rows = runpy.run_path(file)["ROWS"]["pattern_generation"]
