@@ -46,7 +46,8 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
 
     def generate(name: str, length: int) -> Stage:
         feed = Feed(config.data.batch_size, split="train_normal", views=(View("triple", "triple", drawn),))
-        update = descend(_generate(options, net), optimiser(config.optim, length), wrt="generator")
+        optim = config.optim if length else ConfigDict({**config.optim, "warmup": 0})  # it stays as it was carried on
+        update = descend(_generate(options, net), optimiser(optim, length), wrt="generator")
         return Stage(name, feed, length, _begin(net), update, finish=lambda state: state.replace(opt={}))
 
     measure = Stage(

@@ -151,6 +151,14 @@ def test_the_generator_is_pretrained_carried_on_and_then_frozen(linear):
     assert not kept["compare"][1].opt  # nobody needs the moments of a finished stage
 
 
+def test_a_generator_that_is_not_trained_any_further_needs_no_other_warm_up():
+    config = config_of(start__run="RUN", start__stage="pretrain", train__steps__generate=0, optim__warmup=2)
+    stage = built(config)["generate"]
+    assert stage.steps == 0
+    with pytest.raises(UserError, match="warmup=2"):
+        built(config_of(train__steps__generate=1, optim__warmup=2))
+
+
 def test_measure_sums_what_numpy_sums_and_leaves_padding_out():
     image = stripes(5, rows=6, noise=0.05)
     valid = np.array([True, True, True, True, False, False])
