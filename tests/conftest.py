@@ -16,6 +16,8 @@ _CACHE = os.environ.get("JAXAD_TEST_CACHE", os.path.join(tempfile.gettempdir(), 
 jax.config.update("jax_compilation_cache_dir", os.path.join(_CACHE, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Two programs in flight on eight simulated devices and two cores may wait for each other's collectives for ever.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
