@@ -101,10 +101,11 @@ def category_result(
         notes["without_drawn"] = (
             f"eval.without_drawn={n_drawn} is more than half of the {labels.sum()} anomalous images"
         )
+    plain = dataclasses.replace(found, extras={})  # pictures are large, and no metric looks at them
     defects = {}
     for defect in sorted({record.defect for record in found.records if record.label}):
         of_type = np.array([record.label and record.defect == defect for record in found.records])
-        part = _select(found, of_type | ~labels)  # this type against all normals
+        part = _select(plain, of_type | ~labels)  # this type against all normals
         values, _ = _metrics(part, metrics_mode)
         defects[defect] = {
             "n": int(of_type.sum()),
@@ -180,7 +181,7 @@ def _select(found: Predictions, keep: np.ndarray) -> Predictions:
         scores=found.scores[keep],
         maps=found.maps[keep],
         masks=found.masks[keep],
-        extras={name: values[keep] for name, values in found.extras.items() if values.ndim == 1},  # pictures are large
+        extras={name: values[keep] for name, values in found.extras.items()},
     )
 
 

@@ -276,6 +276,7 @@ def test_without_attention_contrast_and_deviation_it_is_reverse_distillation_up_
     np.testing.assert_allclose(stage.predict(state, batch).pixel, other.predict(theirs, batch).pixel, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
