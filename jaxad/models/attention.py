@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxad.models.layers import BatchNorm, conv
+from jaxad.models.layers import BatchNorm, conv, torch_uniform
 from jaxad.types import Array, UserError
 
 ATTENTIONS = ("cpam", "cbam", "none")
@@ -37,7 +37,6 @@ CHANNEL_SOFTMAXES = ("danet", "plain", "cosine")
 # He-normal by fan_out, this library's other convolutions, would spread the logits of eq. 4 by sqrt(C/8) 16 E[x^2] (128
 # at 2048 channels of ReLU noise) instead of sqrt(C/8) E[x^2] / 3 (2.7): one-hot maps, hence no gradient to Q and K. The
 # greatest weight of a query at 8x8x2048 is 0.31 in the mean from here, 0.98 from there.
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def channel_attention(x: Array, softmax: str = "danet", temperature: Array | float = 1.0) -> Array:

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxad.errors import UserError
-from jaxad.models.heads import Dense
-from jaxad.models.layers import batch_norm, conv
+from jaxad.models.layers import Dense, batch_norm, conv
 from jaxad.types import Array
 
 REDUCTION = 4  # pixels of a patch per cell of its mask, on either axis: two poolings

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxad.models.convolution import NHWC, convolve
-from jaxad.models.layers import Conv
+from jaxad.models.layers import Conv, interleaved
 from jaxad.types import Array, UserError
 
 BLOCKS = {"cyclegan_resnet9": 9, "cyclegan_resnet6": 6}  # residual blocks, by the generator's name
@@ -53,14 +53,12 @@ def _dilated(x: Array, kernel: Array) -> Array:
 
 
 def _by_phases(x: Array, kernel: Array) -> Array:
-    batch, height, width, _ = x.shape
     taps = (slice(1, 2), slice(2, None, -2))  # of an even and of an odd place of the output
 
     def phase(row: int, column: int) -> Array:
         return convolve(x, kernel[taps[row], taps[column]], (1, 1), ((0, row), (0, column)))
 
-    rows = [jnp.stack([phase(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+    return interleaved(phase)
 
 
 class Residual(nn.Module):

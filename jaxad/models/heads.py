@@ -8,35 +8,11 @@ parameters and statistics are float32.
 
 from __future__ import annotations
 
-import math
-
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxad.models.attention import torch_uniform
-from jaxad.models.layers import BatchNorm
+from jaxad.models.layers import BatchNorm, Dense
 from jaxad.types import Array
-
-
-class Dense(nn.Module):
-    """PyTorch's Linear with its initialisation, kernel and bias uniform in +-1/sqrt(C): [B, C] -> [B, features]."""
-
-    features: int
-    use_bias: bool = True
-    dtype: jnp.dtype | None = None
-    kernel_init: nn.initializers.Initializer = torch_uniform
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        def uniform(key, shape, dtype=jnp.float32):
-            bound = 1 / math.sqrt(x.shape[-1])
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", uniform, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return x @ kernel if bias is None else x @ kernel + bias[None]
 
 
 class SimSiamProjector(nn.Module):
@@ -45,6 +21,7 @@ class SimSiamProjector(nn.Module):
     The last BatchNorm has no parameters. The authors' code has a bias before it that is never trained; BatchNorm
     takes it away again, so there is none here.
 
+    >>> import jax
     >>> shapes = jax.eval_shape(SimSiamProjector().init, jax.random.key(0), jnp.zeros((2, 2048)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     12591104
@@ -66,6 +43,7 @@ class SimSiamProjector(nn.Module):
 class SimSiamPredictor(nn.Module):
     """z f[B, C] -> p f[B, C] through a bottleneck: dense without bias, BatchNorm, ReLU, dense.
 
+    >>> import jax
     >>> shapes = jax.eval_shape(SimSiamPredictor().init, jax.random.key(0), jnp.zeros((2, 2048)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     2100224
@@ -88,6 +66,7 @@ class SimCLRProjector(nn.Module):
     Hidden layers are as wide as the input; the last BatchNorm has no offset; kernels begin as N(0, 0.01^2). Three
     layers are the code's default, two the paper's.
 
+    >>> import jax
     >>> shapes = jax.eval_shape(SimCLRProjector().init, jax.random.key(0), jnp.zeros((2, 2048)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     8659072
@@ -113,6 +92,7 @@ class MoCoHead(nn.Module):
 
     It has no BatchNorm, which would tell keys of this batch from those in the queue.
 
+    >>> import jax
     >>> shapes = jax.eval_shape(MoCoHead(hidden=2048).init, jax.random.key(0), jnp.zeros((2, 2048)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     4458624
@@ -133,6 +113,7 @@ class MoCoHead(nn.Module):
 class Linear(nn.Module):
     """A linear classifier: f[B, C] -> logits f[B, classes].
 
+    >>> import jax
     >>> logits, _ = Linear(3).init_with_output(jax.random.key(0), jnp.ones((2, 5)))
     >>> logits.shape
     (2, 3)

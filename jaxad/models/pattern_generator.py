@@ -16,16 +16,8 @@ import numpy as np
 from flax import linen as nn
 
 from jaxad.errors import Checks
-from jaxad.models.swin import (
-    LayerNorm,
-    Linear,
-    PatchExpanding,
-    PatchMerging,
-    SwinBlock,
-    depth_to_space,
-    gelu,
-    space_to_depth,
-)
+from jaxad.models.layers import LayerNorm, depth_to_space, gelu, space_to_depth
+from jaxad.models.swin import PatchExpanding, PatchMerging, SwinBlock, linear
 from jaxad.types import Array
 
 STAGES = 4
@@ -67,7 +59,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array, train: bool = False) -> list[Array]:
-        x = Linear(self.embed_dim, self.dtype, name="embed")(space_to_depth(patches, self.embed_stride))
+        x = linear(self.embed_dim, self.dtype, name="embed")(space_to_depth(patches, self.embed_stride))
         x = LayerNorm(self.dtype, name="embed_norm")(x)
         features = []
         for i, rates in enumerate(_rates(self.drop_path, self.depths)):
@@ -115,7 +107,7 @@ class PatternGenerator(nn.Module):
         second = first if self.share_encoders else Encoder(*shared, self.dtype, self.remat, name="encoder2")
         stages = self._decode(first(far, train), second(near, train), train)
         x = self._fuse(stages)
-        x = Linear(3 * self.embed_stride**2, jnp.float32, name="pixels")(x.astype(jnp.float32))
+        x = linear(3 * self.embed_stride**2, jnp.float32, name="pixels")(x.astype(jnp.float32))
         return depth_to_space(x, self.embed_stride)
 
     def _decode(self, first: list[Array], second: list[Array], train: bool) -> list[Array]:
@@ -128,7 +120,7 @@ class PatternGenerator(nn.Module):
                 x = PatchExpanding(first[skip].shape[1:3], self.dtype, name=f"expand{i}")(x)
             else:  # eq. 3, its indices lost in the text: the only features of 3C channels in all
                 joined = jnp.concatenate([first[0], second[0], x], axis=-1)
-                x = Linear(self.embed_dim, self.dtype, name="join")(joined)
+                x = linear(self.embed_dim, self.dtype, name="join")(joined)
             x = Stage(self.heads[skip], self.window, own, self.dtype, self.remat, name=f"decode{i}")(x, train)
             found.append(x)
             if i < STAGES - 1:
@@ -142,9 +134,9 @@ class PatternGenerator(nn.Module):
         for i, x in enumerate(stages, 1):
             if self.head_norm:
                 x = LayerNorm(self.dtype, name=f"head_norm{i}")(x)
-            x = Linear(self.embed_dim, self.dtype, name=f"lateral{i}")(x)
+            x = linear(self.embed_dim, self.dtype, name=f"lateral{i}")(x)
             parts.append(jax.image.resize(x, (x.shape[0], *grid, x.shape[3]), "bilinear").astype(x.dtype))
-        x = Linear(STAGES * self.embed_dim, self.dtype, name="fuse")(jnp.concatenate(parts, axis=-1))
+        x = linear(STAGES * self.embed_dim, self.dtype, name="fuse")(jnp.concatenate(parts, axis=-1))
         return gelu(x)
 
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
+from jaxad.models.layers import Dense, LayerNorm, depth_to_space, gelu
 from jaxad.types import Array
 
 # Added to a logit: its weight is exactly 0. With -inf a query that has padding as its only keys would be NaN, and -1e9
@@ -94,46 +94,9 @@ def window_mask(height: int, width: int, m: int, shift: int) -> np.ndarray | Non
     return mask
 
 
-class Linear(nn.Module):
-    """nn.Dense as one product of matrices whatever the rank: f[..., C] -> f[..., features].
-
-    On a grid nn.Dense's gradients are sums over three axes, slow on CPU: the MLP of a block of 24 channels takes 0.09 s
-    there and back for 16 x 56 x 56 tokens on one core, 0.04 s with this.
-    """
-
-    features: int
-    dtype: jnp.dtype | None = None
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x.reshape(-1, x.shape[-1]) @ kernel
-        y = y if bias is None else y + bias[None]
-        return y.reshape(*x.shape[:-1], self.features)
-
-
-def gelu(x: Array) -> Array:
-    """x times the normal distribution's cumulative at x, exactly; by erf, for erfc, which jax.nn takes, is slower."""
-    return 0.5 * x * (1 + lax.erf(x * np.asarray(math.sqrt(0.5), x.dtype)))
-
-
-class LayerNorm(nn.Module):
-    """Over the channels of each token, in float32, eps 1e-5: f[..., C] -> the same shape."""
-
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape[-1:]).reshape(shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[-1:]).reshape(shape)
-        wide = x.astype(jnp.float32)
-        wide = wide - jnp.mean(wide, -1, keepdims=True)
-        y = wide * lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + 1e-5) * scale + bias
-        return y.astype(self.dtype or x.dtype)
+def linear(features: int, dtype=None, use_bias: bool = True, *, name: str | None = None) -> nn.Module:
+    """A Swin transformer's linear layer over channels: f[..., C] -> f[..., features]."""
+    return Dense(features, use_bias, dtype, kernel_init, nn.initializers.zeros, name=name)
 
 
 @jax.custom_vjp
@@ -202,7 +165,7 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: np.ndarray | None = None) -> Array:
         def project(name: str) -> Array:
-            y = Linear(x.shape[-1], self.dtype, name=name)(x)
+            y = linear(x.shape[-1], self.dtype, name=name)(x)
             return y.reshape(*x.shape[:3], self.heads, -1).swapaxes(2, 3)
 
         table = self.param("relative_bias", kernel_init, ((2 * self.window - 1) ** 2, self.heads))
@@ -212,7 +175,7 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = bias + mask[:, None]
         y = attend(project("query"), project("key"), project("value"), bias)
-        return Linear(x.shape[-1], self.dtype, name="out")(y.swapaxes(2, 3).reshape(x.shape))
+        return linear(x.shape[-1], self.dtype, name="out")(y.swapaxes(2, 3).reshape(x.shape))
 
 
 class SwinBlock(nn.Module):
@@ -233,8 +196,8 @@ class SwinBlock(nn.Module):
         x = x.astype(self.dtype or x.dtype)
         attended = self._attend(LayerNorm(self.dtype, name="norm1")(x))
         x = x + self._dropped(attended, train)
-        y = Linear(4 * x.shape[-1], self.dtype, name="mlp1")(LayerNorm(self.dtype, name="norm2")(x))
-        y = Linear(x.shape[-1], self.dtype, name="mlp2")(gelu(y))
+        y = linear(4 * x.shape[-1], self.dtype, name="mlp1")(LayerNorm(self.dtype, name="norm2")(x))
+        y = linear(x.shape[-1], self.dtype, name="mlp2")(gelu(y))
         return x + self._dropped(y, train)
 
     def _attend(self, x: Array) -> Array:
@@ -276,7 +239,7 @@ class PatchMerging(nn.Module):
         cells = x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).transpose(0, 1, 3, 4, 2, 5)
         cells = cells.reshape(*cells.shape[:3], 4 * channels)
         cells = LayerNorm(self.dtype, name="norm")(cells)
-        return Linear(2 * channels, self.dtype, False, name="reduction")(cells)
+        return linear(2 * channels, self.dtype, False, name="reduction")(cells)
 
 
 class PatchExpanding(nn.Module):
@@ -290,24 +253,6 @@ class PatchExpanding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = Linear(2 * x.shape[-1], self.dtype, False, name="expansion")(x)
+        x = linear(2 * x.shape[-1], self.dtype, False, name="expansion")(x)
         x = depth_to_space(x, 2)[:, : self.size[0], : self.size[1]]
         return LayerNorm(self.dtype, name="norm")(x)
-
-
-def depth_to_space(x: Array, n: int) -> Array:
-    """f[B, h, w, n n C] -> f[B, n h, n w, C]: channels are those of n rows of n cells.
-
-    >>> depth_to_space(jnp.arange(8).reshape(1, 1, 2, 4), 2)[0, :, :, 0].tolist()
-    [[0, 1, 4, 5], [2, 3, 6, 7]]
-    """
-    batch, height, width, _ = x.shape
-    x = x.reshape(batch, height, width, n, n, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, n * height, n * width, -1)
-
-
-def space_to_depth(x: Array, n: int) -> Array:
-    """f[B, n h, n w, C] -> f[B, h, w, n n C]: what `depth_to_space` was given."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // n, n, width // n, n, channels).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, height // n, width // n, n * n * channels)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from networks import drawn, jit
 
-from jaxad.models import heads
+from jaxad.models import heads, layers
 
 RESNET50 = 2048  # channels of its pooled features
 
@@ -128,7 +128,7 @@ def test_simsiam_s_projections_are_standardised_over_the_batch():
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_dense_layers_begin_uniform_within_one_over_the_root_of_their_inputs(bias):
-    params = heads.Dense(4_000, use_bias=bias).init(jax.random.key(3), jnp.zeros((1, 16)))["params"]
+    params = layers.Dense(4_000, use_bias=bias).init(jax.random.key(3), jnp.zeros((1, 16)))["params"]
     assert set(params) == ({"kernel", "bias"} if bias else {"kernel"})
     for leaf in params.values():
         assert 0.249 < np.abs(leaf).max() <= 0.25 and np.std(leaf) == pytest.approx(0.5 / np.sqrt(12), rel=0.05)

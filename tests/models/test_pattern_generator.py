@@ -127,13 +127,13 @@ def test_the_generator_equals_its_equations(little):
             x = part(Stage(heads, 2, (0.0,)), f"decode{i}", x)
             stages.append(x)
             x = one[skip] + two[skip] + x  # eq. 2
-        x = part(swin.Linear(4), "join", jnp.concatenate([one[0], two[0], stages[-1]], -1))  # eq. 3
+        x = part(swin.linear(4), "join", jnp.concatenate([one[0], two[0], stages[-1]], -1))  # eq. 3
         stages.append(part(Stage(1, 2, (0.0,)), "decode4", x))
-        return [part(swin.Linear(4), f"lateral{i}", x) for i, x in enumerate(stages, 1)]
+        return [part(swin.linear(4), f"lateral{i}", x) for i, x in enumerate(stages, 1)]
 
     fused = np.concatenate([bilinear(np.asarray(x), 10) for x in expected(far, near)], axis=-1)
-    hidden = jax.nn.gelu(part(swin.Linear(16), "fuse", fused), approximate=False)
-    wanted = np.asarray(part(swin.Linear(3), "pixels", hidden))
+    hidden = jax.nn.gelu(part(swin.linear(16), "fuse", fused), approximate=False)
+    wanted = np.asarray(part(swin.linear(3), "pixels", hidden))
     np.testing.assert_allclose(apply(variables, far, near), wanted, atol=1e-4 * np.abs(wanted).max())
 
 

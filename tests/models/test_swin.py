@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from networks import drawn, jit
 from scipy import special
 
-from jaxad.models import swin
+from jaxad.models import layers, swin
 from jaxad.models.swin import PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 
 # (height, width, window, shift): whole windows · padded, not square · a side of one window · a last row and column
@@ -177,8 +177,8 @@ def test_large_logits_do_not_overflow():
 
 def test_gelu_is_the_exact_one():
     x = np.linspace(-9, 9, 1001, dtype=np.float32)
-    np.testing.assert_allclose(swin.gelu(x), x * special.ndtr(np.float64(x)), atol=1e-6)
-    assert np.abs(jax.nn.gelu(x) - swin.gelu(x)).max() > 1e-4  # the approximation by tanh
+    np.testing.assert_allclose(layers.gelu(x), x * special.ndtr(np.float64(x)), atol=1e-6)
+    assert np.abs(jax.nn.gelu(x) - layers.gelu(x)).max() > 1e-4  # the approximation by tanh
 
 
 def test_in_half_precision_a_block_is_near_float32():
@@ -272,9 +272,9 @@ def test_odd_grids_are_padded_for_merging_and_cropped_after_expanding():
 
 def test_depth_to_space_undoes_space_to_depth():
     x = noise(2, 6, 9, 2)
-    deep = swin.space_to_depth(x, 3)
+    deep = layers.space_to_depth(x, 3)
     np.testing.assert_array_equal(deep[0, 1, 2], x[0, 3:6, 6:9].ravel())
-    np.testing.assert_array_equal(swin.depth_to_space(deep, 3), x)
+    np.testing.assert_array_equal(layers.depth_to_space(deep, 3), x)
 
 
 def test_a_sharded_batch_needs_no_gathering():
