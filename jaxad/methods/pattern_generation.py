@@ -56,7 +56,6 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
         0,
         _init_measure,
         _measure(net, readers),
-        finish=_choose(readers, fixed),
         facts=_facts(readers, fixed),
         predict=None if options.compare.enabled or options.pretrain else _predict_error(config, net, readers, fixed),
         work={"triples": len(fixed.found.target)} if fixed else {},
@@ -68,8 +67,8 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     if not options.compare.enabled:
         return *before, measure
 
-    own = {"batch_size": options.compare.batch_size, "lr": options.compare.lr}
-    own |= {"weight_decay": options.compare.weight_decay, "name": "adam", "clip": 0.0, "warmup": 0}
+    own = {"name": "adam", "clip": 0.0, "warmup": 0, "lr": options.compare.lr}
+    own["weight_decay"] = options.compare.weight_decay
     pairs = {name: value for name, value in options.pairs.items() if name != "mask_pool"}
     judge = Comparator(
         tuple(options.compare.widths),
@@ -79,7 +78,7 @@ def stages(config: Any, spec: DataSpec) -> tuple[Stage, ...]:
     )
     compare = Stage(
         "compare",
-        Feed(own.pop("batch_size"), split="train_normal", views=(View("pair", "pattern_pair", drawn | pairs),)),
+        Feed(options.compare.batch_size, split="train_normal", views=(View("pair", "pattern_pair", drawn | pairs),)),
         steps.compare,
         _init_compare(judge, patch),
         descend(
@@ -161,15 +160,10 @@ def _nmse(errors: Array) -> Array:
     return errors[:, :-1] / errors[:, -1:]
 
 
-def _choose(readers: Mapping[int, Reader], fixed: Reader | None):
-    """The finished stage knows which of `readers` is to read: by its place."""
-    numbers = np.array(list(readers))
-
-    def finish(state: TrainState) -> TrainState:
-        chosen = jnp.argmin(_nmse(state.memory["errors"][numbers])[:, 0])
-        return state.replace(memory={**state.memory, "chosen": chosen if fixed is None else jnp.zeros_like(chosen)})
-
-    return finish
+def _place(state: TrainState, readers: Mapping[int, Reader]) -> Array:
+    """i32[], which of the readers predicts best; one whose number of patches was not measured never does."""
+    nmse = _nmse(state.memory["errors"])[np.array(list(readers)), 0]
+    return jnp.argmin(jnp.where(jnp.isnan(nmse), jnp.inf, nmse))
 
 
 def _facts(readers: Mapping[int, Reader], fixed: Reader | None):
@@ -178,7 +172,7 @@ def _facts(readers: Mapping[int, Reader], fixed: Reader | None):
 
     def facts(state: TrainState) -> dict[str, Array]:
         nmse = _nmse(state.memory["errors"])
-        n = jnp.asarray(fixed.n) if fixed else jnp.asarray(numbers)[state.memory["chosen"]]
+        n = jnp.asarray(fixed.n if fixed else jnp.asarray(numbers)[_place(state, readers)])
         told = {"n": n.astype(jnp.float32)} | {f"nmse_{name}": nmse[n, i] for i, name in enumerate(SUMS)}
         if len(readers) > 1:
             told |= {f"nmse_{name}_{k}": nmse[k, i] for k in readers for i, name in enumerate(SUMS)}
@@ -234,7 +228,7 @@ def _switch(readers: Mapping[int, Reader], fixed: Reader | None, said: Any):
         if fixed:
             return said(fixed, state, batch)
         branches = [lambda state, batch, one=one: said(one, state, batch) for one in readers.values()]
-        return AnomalyMap(*jax.lax.switch(state.memory["chosen"], branches, state, batch))
+        return jax.lax.switch(_place(state, readers), branches, state, batch)
 
     return predict
 
@@ -243,47 +237,45 @@ def _predict(config: Any, net: Generator, judge: Comparator, readers: Mapping[in
     options = config.pattern_generation
 
     def said(one: Reader, state: TrainState, batch: Batch) -> AnomalyMap:
-        size = batch.image.shape[1:3]
         seen = one.read(_bound(net, state), batch.image)
         found = judge.apply(variables(state, "comparator"), flat(seen.predicted), flat(seen.target))
         lead = seen.target.shape[:2]
-        unlike = jax.nn.sigmoid(-found.score).reshape(lead)  # 1 - P
+        unlike = one.combine(jax.nn.sigmoid(-found.score).reshape(lead), options)  # 1 - P
         masks = one.upright(jax.nn.sigmoid(found.mask).reshape(*lead, *found.mask.shape[1:], 1))
-        patches = one.combine(unlike, options)
-        agreed = one.combine(masks[..., 0], options)
-        if options.gate:
-            agreed = agreed * patches[..., None, None]
-        pixel = one.image_map(agreed, size, config.score)
-        scores = {"prob": jnp.max(patches, axis=1), "pixel": jnp.max(pixel, axis=(1, 2))}
-        scores["product"] = scores["prob"] * scores["pixel"]
-        scores["error"] = jnp.max(_errors(one, seen, options)[0], axis=1)
-        return AnomalyMap(pixel, scores[options.score], scores | _drawn(one, seen, masks, size))
+        answer = _answer(config, one, seen, unlike, masks, batch.image.shape[1:3])
+        return answer._replace(extras=answer.extras | {"error": jnp.max(_errors(one, seen, options)[0], axis=1)})
 
     return _switch(readers, fixed, said)
 
 
 def _predict_error(config: Any, net: Generator, readers: Mapping[int, Reader], fixed: Reader | None):
-    """Without a comparison network: the map is the squared error of the prediction."""
-    options = config.pattern_generation
+    """Without a comparison network: the squared error of the prediction takes the place of its mask and of 1 - P."""
 
     def said(one: Reader, state: TrainState, batch: Batch) -> AnomalyMap:
-        size = batch.image.shape[1:3]
         seen = one.read(_bound(net, state), batch.image)
-        patches, errors = _errors(one, seen, options)
-        pixel = one.image_map(one.combine(errors, options), size, config.score)
-        scores = {"error": jnp.max(patches, axis=1), "pixel": jnp.max(pixel, axis=(1, 2))}
-        score = scores["pixel" if options.score == "pixel" else "error"]
-        return AnomalyMap(pixel, score, scores | _drawn(one, seen, errors[..., None], size))
+        unlike, errors = _errors(one, seen, config.pattern_generation)
+        return _answer(config, one, seen, unlike, errors, batch.image.shape[1:3])
 
     return _switch(readers, fixed, said)
 
 
 def _errors(one: Reader, seen: Read, options: Any) -> tuple[Array, Array]:
-    """(f32[B, n * n] eq. 6 of every patch, over its directions; f32[B, T, p, p] of every pixel, upright)."""
+    """(f32[B, n * n] eq. 6 of every patch, over its directions; f32[B, T, p, p, 1] of every pixel, upright)."""
     squared = jnp.sum(jnp.square(seen.predicted - seen.target), axis=-1, keepdims=True)
-    return one.combine(jnp.mean(squared, axis=(2, 3, 4)), options), one.upright(squared)[..., 0]
+    return one.combine(jnp.mean(squared, axis=(2, 3, 4)), options), one.upright(squared)
 
 
-def _drawn(one: Reader, seen: Read, masks: Array, size: tuple[int, int]) -> dict[str, Array]:
-    """What a reader of the results wants to see: per direction what was predicted, and how it differs."""
-    return {**one.pictures("predicted", one.upright(seen.predicted), size), **one.pictures("mask", masks, size)}
+def _answer(config: Any, one: Reader, seen: Read, unlike: Array, masks: Array, size: tuple[int, int]) -> AnomalyMap:
+    """unlike: f32[B, n * n], how little a patch is what was predicted · masks: f32[B, T, q, q, 1], where not, upright.
+
+    The extras are the three image scores, and pictures per direction: what was predicted, and its mask.
+    """
+    options = config.pattern_generation
+    agreed = one.combine(masks[..., 0], options)
+    if options.gate:
+        agreed = agreed * unlike[..., None, None]
+    pixel = one.image_map(agreed, size, config.score)
+    scores = {"prob": jnp.max(unlike, axis=1), "pixel": jnp.max(pixel, axis=(1, 2))}
+    scores["product"] = scores["prob"] * scores["pixel"]
+    pictures = one.pictures("predicted", one.upright(seen.predicted), size) | one.pictures("mask", masks, size)
+    return AnomalyMap(pixel, scores[options.score], scores | pictures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -112,17 +112,16 @@ class Reader(NamedTuple):
         whole = assemble(grown.reshape(batch, count, self.patch, self.patch, 1), self.n)[..., 0]
         return maps.anomaly_map(whole, size, interpolation=score.interpolation, sigma=score.sigma)
 
-    def pictures(self, name: str, patches: Array, size: tuple[int, int]) -> Mapping[str, Array]:
+    def pictures(self, name: str, patches: Array, size: tuple[int, int]) -> dict[str, Array]:
         """{NAME_DIRECTION: f32[B, *size, 3] in [0, 1]} of f32[B, T, q, q, C], upright; UNREAD where no patch was."""
         made, count = {}, self.n * self.n
-        q = patches.shape[2]
         for place, direction in enumerate(DIRECTIONS):
             of = self.found.direction == place
             if of.any():
                 board = jnp.full((len(patches), count, *patches.shape[2:]), UNREAD, patches.dtype)
                 board = board.at[:, self.found.target[of]].set(patches[:, of])
                 whole = assemble(board, self.n)
-                whole = jax.image.resize(whole, (len(whole), *size, whole.shape[-1]), "nearest" if q == 1 else "linear")
+                whole = jax.image.resize(whole, (len(whole), *size, whole.shape[-1]), "linear")
                 made[f"{name}_{direction}"] = jnp.broadcast_to(jnp.clip(whole, 0.0, 1.0), (*whole.shape[:3], 3))
         return made
 

@@ -51,8 +51,8 @@ def patch_of(config: Any, spec: DataSpec) -> int:
     options = config.pattern_generation
     n = options.n
     unit = math.lcm(comparator.REDUCTION, options.swin.embed_stride if options.generator == "swin" else 1)
-    if n < LEAST and not options.combine.startswith("single") or n < 3:
-        least = LEAST if n < LEAST and not options.combine.startswith("single") else 3
+    least = 3 if options.combine.startswith("single") else LEAST
+    if n < least:
         raise UserError(
             f"config.pattern_generation.n={n}: with fewer than {least} patches per side some are never predicted "
             f"from two sides; set n={least} and data.image_size={_near(spec.image_size, least * unit)}"

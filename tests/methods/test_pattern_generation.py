@@ -205,6 +205,21 @@ def test_the_number_of_patches_is_the_one_that_predicts_best():
     )
 
 
+def test_a_choice_is_made_among_what_another_run_has_measured():
+    """Taken by a run that chooses n: the stage of one whose n was fixed, and which measured four and six only."""
+    options = {"generator": "copy_near", "compare__enabled": False, "patch": 8, "data__image_size": 48}
+    spec = dataclasses.replace(SPEC, image_size=48)
+    batch = batch_of(stripes(8, side=48))
+    _, state = measured(config_of(**options, train_n=(4, 6)), [batch], spec)
+    chooses = built(config_of(**options, train_n=(4, 5, 6), n_select="nmse"), spec)["measure"]
+    told = {name: float(value) for name, value in chooses.facts(state).items()}
+    assert told["n"] == 6 and np.isnan(told["nmse_model_5"])
+    fixed = built(config_of(**options, n=6), spec)["measure"]
+    np.testing.assert_array_equal(
+        jax.jit(chooses.predict)(state, batch).pixel, jax.jit(fixed.predict)(state, batch).pixel
+    )
+
+
 @pytest.fixture(scope="module")
 def compared():
     """(config, finished state, images, what 'compare' predicts of them), a drawn comparison network on copies."""
@@ -275,6 +290,10 @@ def test_without_a_comparison_the_error_of_the_prediction_is_the_map():
     pixel = np.asarray(found.pixel)
     assert (pixel[1][inside] > 0.05).all() and (pixel[0] == 0).all()
     assert float(found.image[1]) > 0 == float(found.image[0])
+    product = built(config_of(generator="copy_near", compare__enabled=False, score="product"))["measure"]
+    np.testing.assert_allclose(
+        jax.jit(product.predict)(state, batch_of(image)).image, found.image * found.extras["pixel"], rtol=1e-6
+    )
 
 
 def test_copies_of_an_anomaly_are_what_the_intersection_removes():
