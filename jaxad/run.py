@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,7 +41,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         entries = {}
         if kind is report and config.data.joint:
             with Log(os.path.join(workdir, joint.NAME), sharding.is_main()) as log:
-                collections.deque(fit(config, mesh, feeds[name], plan, log), maxlen=0)  # categories find it done
+                for _ in fit(config, mesh, feeds[name], plan, log):  # the categories find it done
+                    pass
         for category, data in (opened if kind is report else feeds).items():
             model = joint.NAME if config.data.joint else category
             entries[category] = run_category(config, workdir, mesh, data, feeds[model], plans[model])
